@@ -1,0 +1,175 @@
+"""Random reads of 2 MiB feature rows: our store against a raw memmap and against what others use for such rows.
+
+Every contender gives the whole row in memory of its own, on one thread, with the page cache warm. Memmap, .npy and our store
+give the bfloat16 tensor that training takes. Peers are set up in their favour: no compression, no statistics, raw bytes and
+not lists of numbers where they allow it, and what they give may stay a read-only array.
+"""
+
+import random
+import statistics
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from harness import Bar, Result, Times, interleaved, main, speed
+
+from schemas import tables
+from schemas.artifact import Artifact
+from schemas.features import FeatureSpec
+from schemas.storage import Folder
+from student.data import FeatureReader
+
+SPEC = FeatureSpec(teacher="sam2", layer="image_embed", channels=256, height=64, width=64)
+ROWS_A_SHARD = 16
+ROWS_A_ROUND = 32
+Read = Callable[[int], Any]
+Make = Callable[[Path, np.ndarray], Read]
+
+
+def raw_array(folder: Path, bits: np.ndarray) -> Read:
+    bits.tofile(folder / "raw")
+    mapped = np.asarray(np.memmap(folder / "raw", bits.dtype, "r", shape=bits.shape))
+    return lambda row: mapped[row].copy()
+
+
+def raw_memmap(folder: Path, bits: np.ndarray) -> Read:
+    read = raw_array(folder, bits)
+    return lambda row: _tensor(read(row))
+
+
+def our_store(folder: Path, bits: np.ndarray) -> Read:
+    """Written and read as the features stage and training do."""
+    table, shards = tables.features(SPEC), -(-len(bits) // ROWS_A_SHARD)
+    store = Artifact(Folder(str(folder)), {"benchmark": "store"}, table, shards)
+    for shard in range(shards):
+        rows = range(shard * ROWS_A_SHARD, min(len(bits), (shard + 1) * ROWS_A_SHARD))
+        store.write(shard, table.rows([{"image_key": str(row), "feature": bits[row].tobytes()} for row in rows]))
+    reader = FeatureReader(store)
+    return lambda row: reader.read(*divmod(row, ROWS_A_SHARD))
+
+
+def npy_files(folder: Path, bits: np.ndarray) -> Read:
+    for row, feature in enumerate(bits):
+        np.save(folder / f"{row}.npy", feature)
+    return lambda row: _tensor(np.load(folder / f"{row}.npy"))
+
+
+def parquet(group: int, folder: Path, bits: np.ndarray) -> Read:
+    path = folder / "rows.parquet"
+    table = pa.table({"feature": pa.array([feature.tobytes() for feature in bits], pa.large_binary())})
+    pq.write_table(table, path, row_group_size=group, compression="none", use_dictionary=False, write_statistics=False)
+    file = pq.ParquetFile(path)
+    return lambda row: _array(file.read_row_group(row // group).column(0)[row % group].as_buffer())
+
+
+def webdataset(folder: Path, bits: np.ndarray) -> Read:
+    """A tar has no index: its rows come in their order, whichever is asked for."""
+    from webdataset import TarWriter, WebDataset
+
+    with TarWriter(str(folder / "rows.tar")) as tar:
+        for row, feature in enumerate(bits):
+            tar.write({"__key__": f"{row:06d}", "bin": feature.tobytes()})
+    samples = iter(WebDataset(str(folder / "rows.tar"), shardshuffle=False).repeat())
+    return lambda row: _array(next(samples)["bin"])
+
+
+def hf_binary(folder: Path, bits: np.ndarray) -> Read:
+    from datasets import Value
+
+    rows = _hf_dataset(folder, [feature.tobytes() for feature in bits], Value("large_binary"))
+    return lambda row: _array(rows[row]["feature"])
+
+
+def hf_array(folder: Path, bits: np.ndarray) -> Read:
+    from datasets import Array3D
+
+    rows = _hf_dataset(folder, list(bits), Array3D(SPEC.shape, "uint16")).with_format("numpy")
+    return lambda row: rows[row]["feature"]
+
+
+def _hf_dataset(folder: Path, column: Sequence[Any], kind: Any) -> Any:
+    from datasets import Dataset, Features, disable_progress_bars, load_from_disk
+
+    disable_progress_bars()
+    shards = -(-len(column) // ROWS_A_SHARD)
+    Dataset.from_dict({"feature": column}, features=Features({"feature": kind})).save_to_disk(folder, num_shards=shards)
+    return load_from_disk(str(folder))
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array).view(torch.bfloat16)
+
+
+def _array(data: Any) -> np.ndarray:
+    return np.frombuffer(data, "<u2").reshape(SPEC.shape)
+
+
+# What makes each reader, and the library it needs that Sailyard does not.
+CONTENDERS: dict[str, tuple[Make, str]] = {
+    "raw memmap": (raw_memmap, ""),
+    "raw memmap, left an array": (raw_array, ""),
+    "our store": (our_store, ""),
+    ".npy, a file a row": (npy_files, ""),
+    "Parquet, 1 row a group": (partial(parquet, 1), ""),
+    "Parquet, 8 rows a group": (partial(parquet, 8), ""),
+    "WebDataset, in sequence": (webdataset, "webdataset"),
+    "HF datasets, binary": (hf_binary, "datasets"),
+    "HF datasets, Array3D": (hf_array, "datasets"),
+}
+
+
+def measure(folder: Path, *, rows: int, rounds: int) -> Result:
+    bits = np.random.default_rng(0).integers(0, 0x7F80, (rows, *SPEC.shape), dtype="<u2")
+    there = {name: make for name, (make, library) in CONTENDERS.items() if not library or find_spec(library)}
+    reads = {name: _opened(name, make, folder / str(place), bits) for place, (name, make) in enumerate(there.items())}
+    times = interleaved({name: _random_reads(read, rows) for name, read in reads.items()}, rounds)
+    bar = Bar("our store / raw memmap", speed(times, "our store", "raw memmap"), at_least=0.90)
+    return Result([bar], _table(times), _peers(there))
+
+
+def _peers(there: Collection[str]) -> dict[str, Any]:
+    libraries = {library for _, library in CONTENDERS.values() if library and find_spec(library)}
+    skipped = [name for name in CONTENDERS if name not in there]
+    facts = {"peers": [f"{library} {version(library)}" for library in sorted(libraries)]}
+    return facts | ({"skipped, for want of pip install 'sailyard[bench]'": skipped} if skipped else {})
+
+
+def _opened(name: str, make: Make, folder: Path, bits: np.ndarray) -> Read:
+    """A reader that gave every row once, bit for bit: after that the page cache is warm."""
+    folder.mkdir()
+    read = make(folder, bits)
+    for row, feature in enumerate(bits):
+        got = read(row)
+        if not np.array_equal(got.view(torch.uint16).numpy() if isinstance(got, torch.Tensor) else got, feature):
+            raise SystemExit(f"{name}: row {row} is not what was written")
+    return read
+
+
+def _random_reads(read: Read, rows: int) -> Callable[[], None]:
+    """Reads a round's rows. Every contender draws the same ones."""
+    draw = random.Random(0)
+
+    def block() -> None:
+        for row in draw.choices(range(rows), k=ROWS_A_ROUND):
+            read(row)
+
+    return block
+
+
+def _table(times: Times) -> list[dict[str, Any]]:
+    paces = {name: ROWS_A_ROUND / statistics.median(seconds) for name, seconds in times.items()}
+    ratios = {name: speed(times, name, "raw memmap") for name in times}
+    return [
+        {"layout": n, "rows/s": round(paces[n]), "MiB/s": round(2 * paces[n]), "of raw": round(ratios[n], 3)} for n in times
+    ]
+
+
+if __name__ == "__main__":
+    main("store", measure, rows=(128, "rows of 2 MiB"), rounds=(100, "rounds of 32 random reads by each contender"))

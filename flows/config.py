@@ -1,0 +1,106 @@
+"""Project: the whole TOML file, composed of the configs of the stages, each declared beside what it configures."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from schemas.config import Config, execution, parse
+from stages.base import Resources
+from stages.prompts import PromptsStage
+from stages.report.stage import ReportStage
+from stages.samples import SamplesStage
+from stages.sources.config import CocoSource
+from stages.sources.shapes.config import ShapesConfig
+from student.config import LossConfig, OptimConfig, StudentConfig
+from student.train_config import TrainConfig
+from teachers.config import TeacherConfig
+
+# Names of tables in the TOML become folders, and parts of the student's weights.
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+Source = Annotated[ShapesConfig | CocoSource, Field(discriminator="kind")]
+
+
+class PoolConfig(Config):
+    """How the pictures are laid out; every table made from them has as many shards."""
+
+    shards: int = Field(default=16, ge=1)
+    max_pixels: int = Field(default=1 << 26, ge=1)
+
+
+class SegmentsConfig(Config):
+    """Where regions come from: a teacher of the project, by its name, or without one the annotated objects."""
+
+    teacher: str | None = None
+    min_area: int = Field(default=16, ge=0)
+
+
+class PromptsConfig(PromptsStage):
+    """What is pointed at, one of the project's `segments`, and how."""
+
+    segments: str = "ground_truth"
+
+
+class VocabularyConfig(Config):
+    """`size` counts the special tokens; the student says how many of those stand for prompts."""
+
+    size: int = Field(default=512, ge=300)
+
+
+class EvaluationConfig(Config):
+    max_new_tokens: int = Field(default=512, ge=1)
+
+
+class ResourcesConfig(Resources):
+    """The resources of every step, and under `steps` what differs for one step, or for a group such as `features`."""
+
+    steps: dict[str, dict[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _steps_are_resources(self) -> Self:
+        for name in self.steps:
+            self.of(name)
+        return self
+
+    def of(self, step: str) -> Resources:
+        """What `step` runs with: the general, then the group's, then its own."""
+        fields = self.model_dump(exclude={"steps"})
+        for name in sorted(self.steps, key=len):
+            if step == name or step.startswith(f"{name}/"):
+                fields |= self.steps[name]
+        return parse(Resources, fields, f"resources.steps.{step}")
+
+
+class Project(Config):
+    """Pictures, teachers, a student and how it is taught. `retries` is how often Prefect tries a failed step again, after
+    `retry_delay` seconds."""
+
+    name: str
+    workspace: str = execution()
+    source: Source
+    pool: PoolConfig = PoolConfig()
+    teachers: dict[Name, TeacherConfig] = {}
+    segments: dict[Name, SegmentsConfig] = {"ground_truth": SegmentsConfig()}
+    prompts: PromptsConfig = PromptsConfig()
+    samples: SamplesStage = SamplesStage()
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    student: StudentConfig = StudentConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    report: ReportStage = ReportStage()
+    resources: ResourcesConfig = execution(ResourcesConfig())
+    retries: int = execution(0, ge=0)
+    retry_delay: float = execution(10.0, ge=0)
+
+    @model_validator(mode="after")
+    def _names_lead_somewhere(self) -> Self:
+        wanted = [(f"segments.{name}.teacher", each.teacher, self.teachers) for name, each in self.segments.items()]
+        wanted += [("prompts.segments", self.prompts.segments, self.segments)]
+        wanted += [("loss.distillation", name, self.teachers) for name in self.loss.distillation]
+        for at, name, known in wanted:
+            if name and name not in known:
+                raise ValueError(f"{at} names {name!r}, there is only {', '.join(known) or 'none'}")
+        if self.samples.prompts > self.student.prompts:
+            raise ValueError(f"samples.prompts = {self.samples.prompts} exceeds student.prompts = {self.student.prompts}")
+        return self

@@ -1,0 +1,140 @@
+"""The Prefect flows: `distill` and its three parts, each of which can also be run alone.
+
+    distill
+    ├── build_data         source, images, annotations, features, segments, prompts, samples
+    ├── train_student      vocabulary, train
+    └── evaluate_student   predictions, report
+
+The flow that is called itself (not as a part of another) looks ahead: it takes away what `rebuild` names, once, and refuses
+what is stale before any work is done. A retry of it finds what is missing and goes on.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from prefect import flow, tags
+from prefect.runtime import flow_run
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import Completed
+
+from flows import pages
+from flows.config import Project
+from flows.graph import Part, Step, artifacts, below, choose, steps_of
+from flows.results import metrics_of, picture_of
+from flows.states import clear, refuse_stale, state_of
+from flows.steps import StepResult, as_task
+from schemas.artifact import Artifact
+from schemas.storage import Folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one call of a flow is about: the steps it shall see to (`chosen`), and for each step that is made anew, or may be
+    because its inputs are, the step whose rebuild it is part of (`rebuilt`)."""
+
+    config: Project
+    steps: Sequence[Step]
+    artifacts: Mapping[str, Artifact]
+    chosen: Sequence[str]
+    rebuilt: Mapping[str, str]
+
+    @classmethod
+    def of(cls, config: Project, only: Sequence[str], rebuild: Sequence[str]) -> "Run":
+        steps = steps_of(config)
+        named = choose(steps, rebuild, "--rebuild")
+        rebuilt = {step: name for name in named for step in below(steps, [name])} | {name: name for name in named}
+        chosen = choose(steps, only, "--only") if only else [step.name for step in steps]
+        return cls(config, steps, artifacts(steps, Folder(config.workspace)), chosen, rebuilt)
+
+    def of_part(self, part: Part) -> list[Step]:
+        return [step for step in self.steps if step.part == part and step.name in self.chosen]
+
+    def look_ahead(self) -> None:
+        """Take away what is to be made anew, on the first attempt only, and refuse what is stale."""
+        if flow_run.run_count == 1:
+            for name in self.chosen:
+                if self.rebuilt.get(name) == name:
+                    clear(self.artifacts[name])
+        for name in self.chosen:
+            state = state_of(self.artifacts[name])
+            if not (state.by_inputs and name in self.rebuilt):
+                refuse_stale(self.artifacts[name], state, name)
+
+
+# The run of which a part is a part: it has been planned, and the digests of what lies outside the store taken, once.
+_WHOLE: ContextVar[Run | None] = ContextVar("whole", default=None)
+
+
+def _run_name() -> str:
+    """What a person looks for in a list of runs."""
+    given = flow_run.parameters
+    words = [f"{option} {', '.join(given[option])}" for option in ("only", "rebuild") if given.get(option)]
+    return " · ".join([given["config"].name, *words])
+
+
+@flow(name="build_data", flow_run_name=_run_name, persist_result=False)
+def build_data(config: Project, only: list[str] | None = None, rebuild: list[str] | None = None) -> Any:
+    """From pictures to teacher features, visual prompts and dialogues."""
+    return _see_to("build_data", config, only or [], rebuild or [])
+
+
+@flow(name="train_student", flow_run_name=_run_name, persist_result=False)
+def train_student(config: Project, only: list[str] | None = None, rebuild: list[str] | None = None) -> Any:
+    """From dialogues and features to a trained student."""
+    return _see_to("train_student", config, only or [], rebuild or [])
+
+
+@flow(name="evaluate_student", flow_run_name=_run_name, persist_result=False)
+def evaluate_student(config: Project, only: list[str] | None = None, rebuild: list[str] | None = None) -> Any:
+    """From a student to its predictions, its metrics and the report."""
+    return _see_to("evaluate_student", config, only or [], rebuild or [])
+
+
+def _see_to(part: Part, config: Project, only: list[str], rebuild: list[str]) -> Any:
+    run = _WHOLE.get()
+    if run is None:
+        run = Run.of(config, only, rebuild)
+        run.look_ahead()
+    tasks = [as_task(step, run.artifacts, run.rebuilt.get(step.name, ""), config) for step in run.of_part(part)]
+    return _finished([task().result() for task in tasks])
+
+
+@flow(name="distill", flow_run_name=_run_name, persist_result=False)
+def distill(config: Project, only: list[str] | None = None, rebuild: list[str] | None = None) -> Any:
+    """Everything: pictures in, an evaluated student and a report out. What is there already is reused.
+
+    Args:
+        config: The whole project, as in its TOML file.
+        only: Steps to make alone, from complete inputs; none means all.
+        rebuild: Steps to take away and make anew; what follows from them is then made anew where it differs.
+    """
+    run = Run.of(config, only or [], rebuild or [])
+    run.look_ahead()
+    token = _WHOLE.set(run)
+    try:
+        parts = zip(get_args(Part), (build_data, train_student, evaluate_student), strict=True)
+        made = [one for part, flow_of in parts if run.of_part(part) for one in flow_of(config, only, rebuild)]
+    finally:
+        _WHOLE.reset(token)
+    pages.show_run(config.name, made)
+    metrics = metrics_of(run.artifacts)
+    if metrics:
+        pages.show_report(config.name, run.artifacts["report"], metrics)
+    if any(one.step == "report" and one.how == "computed" for one in made):
+        pages.show_picture(config.name, picture_of(run.artifacts))
+    return _finished(made)
+
+
+def start(config: Project, only: list[str] | None, rebuild: list[str] | None) -> list[StepResult]:
+    """Call `distill` from a program, under the tags that runs of a deployment have too. Whoever calls it sees that it lives:
+    it does without heartbeats, which would take up to a second to stop at the end of each flow."""
+    with tags("sailyard", config.name), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        return distill(config, only, rebuild)
+
+
+def _finished(made: list[StepResult]) -> Any:
+    counts = Counter(one.how for one in made)
+    return Completed(message=", ".join(f"{count} {how}" for how, count in sorted(counts.items())), data=made)

@@ -1,0 +1,155 @@
+"""The DAG: which steps there are, what each takes in, and how artifacts get their identities from that. Nothing else in
+the house knows which step follows which."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from flows.config import Project
+from schemas.artifact import Artifact
+from schemas.errors import ConfigError
+from schemas.storage import Folder
+from schemas.tables import Table
+from stages.annotations import AnnotationsStage
+from stages.base import Resources, Stage
+from stages.features import FeaturesStage
+from stages.pool import PoolStage
+from stages.predict import PredictStage
+from stages.prompts import PromptsStage
+from stages.segments import SegmentsStage
+from stages.source import SourceStage
+from stages.sources.config import CocoSource
+from stages.sources.shapes.config import ShapesConfig
+from stages.train import TrainStage
+from stages.vocabulary import VocabularyStage
+
+Part = Literal["build_data", "train_student", "evaluate_student"]
+WEIGHTS: tuple[Literal["trained", "untrained"], ...] = ("trained", "untrained")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage in its place. `name` is also where its artifact lies in the workspace. `inputs` and `whole` map the roles that
+    the stage knows to names of steps: a MapStage is handed `inputs` shard by shard and `whole` as they are, a JobStage all
+    as they are."""
+
+    name: str
+    part: Part
+    stage: Stage
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    whole: Mapping[str, str] = field(default_factory=dict)
+    shards: int = 0
+    resources: Resources = field(default_factory=Resources)
+
+    @property
+    def roles(self) -> dict[str, str]:
+        return {**self.inputs, **self.whole}
+
+
+def steps_of(project: Project) -> list[Step]:
+    """Every step of the project, each after those it takes in."""
+    steps = [*_data(project), *_training(project), *_evaluation(project)]
+    steps.append(Step("report", "evaluate_student", project.report, _same(*_names(steps))))
+    for name in project.resources.steps:
+        choose(steps, [name], "resources.steps")
+    return [replace(step, shards=project.pool.shards, resources=project.resources.of(step.name)) for step in steps]
+
+
+def _data(project: Project) -> Iterator[Step]:
+    part: Part = "build_data"
+    source: dict[str, str] = {}
+    match project.source:
+        case ShapesConfig() as shapes:
+            yield Step("source", part, SourceStage(shapes=shapes))
+            source, pictures, coco = _same("source"), (), None
+        case CocoSource() as coco:
+            pictures = coco.images
+    yield Step("images", part, PoolStage(images=pictures, **dict(project.pool)), source)
+    yield Step("annotations", part, AnnotationsStage(coco=coco), _same("images") | source)
+    for name, teacher in project.teachers.items():
+        yield Step(f"features/{name}", part, FeaturesStage(name=name, teacher=teacher), _same("images"))
+    for name, each in project.segments.items():
+        stage = SegmentsStage(teacher=project.teachers[each.teacher] if each.teacher else None, min_area=each.min_area)
+        yield Step(f"segments/{name}", part, stage, _same("images", "annotations"))
+    marks = PromptsStage.model_validate(project.prompts.model_dump(exclude={"segments"}))
+    yield Step("prompts", part, marks, {"segments": f"segments/{project.prompts.segments}"})
+    yield Step("samples", part, project.samples, _same("annotations", "prompts"))
+
+
+def _training(project: Project) -> Iterator[Step]:
+    part: Part = "train_student"
+    student = project.student
+    yield Step("vocabulary", part, VocabularyStage(size=project.vocabulary.size, prompts=student.prompts), _same("samples"))
+    stage = TrainStage(student=student, loss=project.loss, optim=project.optim, train=project.train)
+    features = (f"features/{name}" for name in project.loss.distillation)
+    yield Step("train", part, stage, _same("samples", "images", "vocabulary", *features))
+
+
+def _evaluation(project: Project) -> Iterator[Step]:
+    for weights in WEIGHTS:
+        stage = PredictStage(student=project.student, weights=weights, **dict(project.evaluation))
+        whole = _same("train", "vocabulary")
+        yield Step(f"predictions/{weights}", "evaluate_student", stage, _same("samples", "images"), whole)
+
+
+def _same(*names: str) -> dict[str, str]:
+    """Roles that are called as the steps that fill them."""
+    return {name: name for name in names}
+
+
+def artifacts(steps: Sequence[Step], workspace: Folder) -> dict[str, Artifact]:
+    """The artifact of each step as it shall be, by name; `steps` come in order."""
+    made: dict[str, Artifact] = {}
+    for step in steps:
+        table = step.stage.table()
+        inputs = {role: made[name].fingerprint for role, name in step.roles.items()}
+        identity = {
+            "stage": type(step.stage).__name__,
+            "version": step.stage.version,
+            "table": _named(table),
+            "shards": step.shards if table else 0,
+            "config": step.stage.identity(),
+            "outside": step.stage.outside(),
+            "inputs": inputs,
+        }
+        made[step.name] = Artifact(workspace.child(step.name), identity, table, step.shards if table else 0, step.name)
+    return made
+
+
+def _named(table: Table | None) -> dict[str, Any] | None:
+    return {"name": table.name, "version": table.version} if table else None
+
+
+def choose(steps: Sequence[Step], names: Iterable[str], option: str) -> list[str]:
+    """The steps that `names` name, in order; `features` names every step of the form `features/...`."""
+    chosen: set[str] = set()
+    for name in names:
+        found = {step.name for step in steps if matches(step.name, name)}
+        if not found:
+            raise ConfigError(f"there is no step {name}{_near(steps, name)}", option, f"Steps: {', '.join(_names(steps))}")
+        chosen |= found
+    return [name for name in _names(steps) if name in chosen]
+
+
+def matches(step: str, name: str) -> bool:
+    return step == name or step.startswith(f"{name}/")
+
+
+def _near(steps: Sequence[Step], name: str) -> str:
+    groups = {step.split("/")[0] for step in _names(steps)}
+    near = difflib.get_close_matches(name, {*_names(steps), *groups}, n=1, cutoff=0.5)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _names(steps: Sequence[Step]) -> list[str]:
+    return [step.name for step in steps]
+
+
+def below(steps: Sequence[Step], names: Iterable[str]) -> set[str]:
+    """The steps made from any of `names`, directly or through others."""
+    found = set(names)
+    for step in steps:
+        if found & set(step.roles.values()):
+            found.add(step.name)
+    return found - set(names)

@@ -1,0 +1,110 @@
+"""What a run leaves on its Prefect pages: a bar and a table for each step, and at the end what was done and the report."""
+
+import base64
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import (
+    create_image_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.logging import get_run_logger
+
+from flows.results import REPORT, place, score_rows
+from flows.words import duration, size
+from schemas.artifact import Artifact
+
+if TYPE_CHECKING:
+    from flows.steps import StepResult
+
+SECONDS_OF_SILENCE = 60.0
+
+
+def key(*words: str) -> str:
+    """A key as Prefect wants it: lower case letters, digits and dashes."""
+    return "-".join("".join(c if c.isalnum() else "-" for c in word.lower()) for word in words)
+
+
+def left(write: Callable[[], Any]) -> Any:
+    """What `write` gives; None where the server does not answer: that costs the picture, not the work."""
+    try:
+        return write()
+    except httpx.HTTPError as error:
+        get_run_logger().warning("A page of this run could not be written: %s", error)
+        return None
+
+
+class Bar:
+    """The progress bar of one step. A server that does not answer is left alone for a minute."""
+
+    def __init__(self, project: str, step: str):
+        self.key, self.silent_until = key(project, "progress", step), 0.0
+        self.id: UUID | None = None
+
+    def draw(self, percent: float, line: str) -> None:
+        if time.monotonic() < self.silent_until:
+            return
+        if self.id is None:
+            self.id = drawn = left(lambda: create_progress_artifact(percent, self.key, line))
+        else:
+            known = self.id
+            drawn = left(lambda: update_progress_artifact(known, percent, line))
+        if drawn is None:
+            self.silent_until = time.monotonic() + SECONDS_OF_SILENCE
+
+
+def show_step(project: str, made: "StepResult") -> None:
+    """The table of one step, on the page of its task run and, with its history, among the artifacts."""
+    rows = [{"what": name, "value": value} for name, value in _facts(made).items()]
+    left(lambda: create_table_artifact(rows, key(project, "step", made.step), f"{made.step}: {made.how}, {made.why}"))
+
+
+def show_run(project: str, made: Sequence["StepResult"]) -> None:
+    """What the run did, a row a step."""
+    names = ("how", "why", "rows", "errors", "bytes", "seconds")
+    rows = [{"step": one.step} | {name: _facts(one)[name] for name in names} for one in made]
+    left(lambda: create_table_artifact(rows, key(project, "steps"), "What was computed, what was reused, and why"))
+
+
+def _facts(made: "StepResult") -> dict[str, Any]:
+    rate = round(made.state.rows / made.seconds, 1) if made.seconds and made.state.rows else None
+    return {
+        "how": made.how,
+        "why": made.why,
+        "rows": made.state.rows,
+        "errors": made.failed,
+        "bytes": made.state.bytes,
+        "size": size(made.state.bytes),
+        "seconds": round(made.seconds, 2),
+        "images/s": rate,
+        "where": made.where,
+    }
+
+
+def line(made: "StepResult") -> str:
+    """The same in a line, for the terminal."""
+    if made.how == "reused":
+        return f"{made.step}: reused, {made.why}"
+    counts = [f"{made.state.rows} rows, {made.failed} failed"] if made.state.rows else []
+    return " · ".join([f"{made.step}: computed in {duration(made.seconds)}", *counts, size(made.state.bytes)])
+
+
+def show_report(project: str, report: Artifact, metrics: Mapping[str, Any]) -> None:
+    """The way to the report, and its numbers."""
+    path = place(report, REPORT)
+    where = f"file://{path}" if report.folder.is_local else path
+    rows = "\n".join(f"| {' | '.join(row)} |" for row in score_rows(metrics))
+    text = f"# [{path}]({where})\n\n| task | metric | trained | untrained |\n|---|---|---|---|\n{rows}\n"
+    left(lambda: create_markdown_artifact(text, key(project, "report"), "The report and its scores"))
+
+
+def show_picture(project: str, png: bytes) -> None:
+    """What the trained student segmented and wrote."""
+    url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    left(lambda: create_image_artifact(url, key(project, "predictions"), "Predictions of the trained student"))

@@ -1,0 +1,67 @@
+"""Meter: the progress of one step, as a line on stderr with rate and time left, and as a bar on its Prefect page.
+
+The line is rewritten in place on a terminal and written anew, less often, into a log. The page is updated at most once a
+second, whatever the step's pace, and a Prefect server that does not answer costs the picture, not the work.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TextIO
+
+from flows.words import duration
+
+SECONDS_ON_TERMINAL, SECONDS_IN_LOG = 1.0, 10.0
+
+
+class Meter:
+    """The `Progress` of one step. A change of unit or total begins a new count, as when a job goes on to its next part."""
+
+    def __init__(
+        self,
+        name: str,
+        draw: Callable[[float, str], None],
+        out: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.name, self.draw, self.out, self.clock = name, draw, out or sys.stderr, clock
+        self.pause = SECONDS_ON_TERMINAL if self.out.isatty() else SECONDS_IN_LOG
+        self.part: tuple[str, int] = ("", 0)
+        self.start = (0, clock())
+        self.shown = self.drawn = float("-inf")
+
+    def __enter__(self) -> "Meter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.out.isatty():
+            self._write("\r\x1b[2K")
+
+    def __call__(self, done: int, total: int, unit: str, note: str = "") -> None:
+        now = self.clock()
+        if self.part != (unit, total):
+            self.part, self.start = (unit, total), (done, now)
+        line = self._line(done, total, unit, note, now)
+        last = done >= total
+        if now - self.shown >= self.pause or last:
+            self.shown = now
+            self._write(f"\r\x1b[2K{line}" if self.out.isatty() else f"{line}\n")
+        if now - self.drawn >= SECONDS_ON_TERMINAL or last:
+            self.drawn = now
+            self.draw(100 * done / max(total, 1), line)
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self._write(f"\r\x1b[2K{line}\n" if self.out.isatty() else f"{line}\n")
+
+    def _line(self, done: int, total: int, unit: str, note: str, now: float) -> str:
+        first, began = self.start
+        rate = (done - first) / (now - began) if done > first and now > began else 0.0
+        left = [f"{duration((total - done) / rate)} left"] if rate and done < total else []
+        pace = [f"{rate:.1f}/s", *left] if rate else []
+        return " · ".join([f"{self.name}: {done}/{total} {unit}", *pace, *([note] if note else [])])
+
+    def _write(self, text: str) -> None:
+        self.out.write(text)
+        self.out.flush()

@@ -1,0 +1,118 @@
+"""What lies in a workspace against what the config asks for: one `State` a step, read without touching anything.
+
+Plain files carry no footer, so the identity that a half-made artifact of files was begun under lies beside them.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from schemas.artifact import RECORD, Artifact, Part, Record, read_footer
+from schemas.config import differences, fingerprint
+from schemas.errors import StaleArtifact
+
+IDENTITY = "identity.json"
+
+
+@dataclass(frozen=True)
+class State:
+    """`done` of `total` shards (or files) count today. `reason` says why a step is stale, or what a damaged one lacks;
+    `by_inputs` holds where a stale step differs in nothing but its inputs."""
+
+    kind: Literal["done", "partial", "missing", "stale"]
+    done: int = 0
+    total: int = 0
+    rows: int = 0
+    bytes: int = 0
+    seconds: float | None = None
+    reason: str = ""
+    by_inputs: bool = False
+
+
+def state_of(artifact: Artifact) -> State:
+    record = artifact.record()
+    if record is None:
+        return _unsealed(artifact)
+    if record.fingerprint != artifact.fingerprint:
+        return _stale(artifact, record.identity)
+    lost = _lost(artifact, record)
+    if lost:
+        reason = f"{len(lost)} of {len(record.parts)} files are gone or cut, such as {lost[0].name}"
+        return State("partial", len(record.parts) - len(lost), len(record.parts), reason=reason)
+    count = len(record.parts)
+    return State("done", count, count, record.rows, record.total_bytes, seconds_between(record.started, record.ended))
+
+
+def seconds_between(started: str, ended: str) -> float:
+    return (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
+
+
+def _lost(artifact: Artifact, record: Record) -> list[Part]:
+    """The files of the record that are not there, or not as long as it says."""
+    sizes = artifact.folder.names() if artifact.table else artifact.folder.tree()
+    return [part for part in record.parts if sizes.get(part.name) != part.bytes]
+
+
+def _unsealed(artifact: Artifact) -> State:
+    if artifact.table is None:
+        return _unsealed_files(artifact)
+    found = artifact.found()
+    other = _other_identity(artifact, {part.name for part in found.values()})
+    if other is not None:
+        return _stale(artifact, other)
+    rows, size = (sum(getattr(part, name) for part in found.values()) for name in ("rows", "bytes"))
+    return State("partial" if found else "missing", len(found), artifact.shards, rows, size)
+
+
+def _other_identity(artifact: Artifact, counted: set[str]) -> Mapping[str, Any] | None:
+    """The identity of a whole shard that lies here and does not count today, if there is one."""
+    sizes = artifact.folder.names()
+    strange = [name for name in map(artifact.shard_name, range(artifact.shards)) if name in sizes and name not in counted]
+    footers = (read_footer(artifact.folder, name, sizes[name]) for name in strange)
+    return next((footer["identity"] for footer in footers if footer and _differs(artifact, footer["identity"])), None)
+
+
+def _unsealed_files(artifact: Artifact) -> State:
+    sizes = artifact.folder.tree()
+    begun = sizes.pop(IDENTITY, None)
+    old = json.loads(artifact.folder.read(IDENTITY)) if begun is not None else {}
+    if sizes and _differs(artifact, old):
+        return _stale(artifact, old)
+    return State("partial" if sizes else "missing", len(sizes), 0, 0, sum(sizes.values()))
+
+
+def begin(artifact: Artifact) -> None:
+    """Note, for an artifact of plain files, under which identity its files are being made."""
+    if artifact.table is None:
+        artifact.folder.write(IDENTITY, json.dumps(artifact.identity, indent=1).encode())
+
+
+def _differs(artifact: Artifact, old: Mapping[str, Any]) -> bool:
+    return fingerprint(old) != artifact.fingerprint
+
+
+def _stale(artifact: Artifact, old: Mapping[str, Any]) -> State:
+    lines = differences(old, artifact.identity)
+    by_inputs = all(line.startswith("inputs.") for line in lines)
+    return State("stale", reason="; ".join(map(_explained, lines)), by_inputs=by_inputs)
+
+
+def _explained(line: str) -> str:
+    """A fingerprint says nothing to a reader; that an input is another one does."""
+    field, _, change = line.partition(": ")
+    return f"input {field.removeprefix('inputs.')} changed" if field.startswith("inputs.") else f"{field}: {change}"
+
+
+def refuse_stale(artifact: Artifact, state: State, name: str) -> None:
+    """Raise `StaleArtifact` where what lies here was made under another identity."""
+    if state.kind == "stale":
+        remedy = f"Run with --rebuild {name} to make it anew, or with another --workspace."
+        raise StaleArtifact(state.reason, artifact.where, remedy)
+
+
+def clear(artifact: Artifact) -> None:
+    """Withdraw what lies here, the record first, so that nothing counts as complete while it is taken away."""
+    artifact.folder.remove(RECORD)
+    artifact.folder.remove()

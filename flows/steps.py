@@ -1,0 +1,166 @@
+"""The one seam between a step of the DAG and a Prefect task: done? -> make what is missing -> seal -> tell.
+
+The store decides what is done; Prefect caches and persists nothing. A task that is retried comes in here again and finds
+what the last attempt left. Its final state says whether the step was computed or reused, and why.
+"""
+
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect import State as PrefectState
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.states import Completed
+
+from flows import pages
+from flows.config import Project
+from flows.graph import Step
+from flows.progress import Meter
+from flows.states import State, begin, clear, refuse_stale, state_of
+from schemas.artifact import Artifact
+from schemas.errors import BrokenArtifact, ConfigError, DataError, MissingLibrary, NonFinite, StaleArtifact
+from stages.base import Inputs, JobStage, MapStage, Outcome, Progress
+
+FOLDERS = ("flows", "schemas", "stages", "student", "teachers")
+PACKAGES = (
+    "apache-beam",
+    "numpy",
+    "pillow",
+    "prefect",
+    "pyarrow",
+    "pycocotools",
+    "pydantic",
+    "ray",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+# Errors that come back however often one tries.
+LASTING = (BrokenArtifact, ConfigError, DataError, MissingLibrary, NonFinite, StaleArtifact)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What became of a step, for the reader of a run."""
+
+    step: str
+    how: Literal["computed", "reused"]
+    why: str
+    state: State
+    failed: int
+    seconds: float
+    where: str
+
+
+def make_step(step: Step, artifacts: Mapping[str, Artifact], progress: Progress, *, rebuild: str = "") -> StepResult:
+    """Make the artifact of `step` as far as it is missing, and seal it. `rebuild` names the step whose rebuild it is part of:
+    then what was made from other inputs is made anew."""
+    output, inputs = artifacts[step.name], {role: artifacts[name] for role, name in step.roles.items()}
+    before = state_of(output)
+    if before.kind == "done":
+        return StepResult(
+            step.name, "reused", f"complete as {output.fingerprint[:8]}", before, _failed(output), 0.0, output.where
+        )
+    if rebuild and before.by_inputs:
+        clear(output)
+    else:
+        refuse_stale(output, before, step.name)
+    _demand(inputs, step.name)
+    started = _now()
+    begin(output)
+    outcome = _carry_out(step, artifacts, output, progress)
+    output.seal(
+        started.isoformat(),
+        _now().isoformat(),
+        inputs,
+        code=code_version(),
+        packages=package_versions(),
+        summary=outcome.summary,
+        failures=outcome.failures,
+    )
+    seconds = (_now() - started).total_seconds()
+    return StepResult(step.name, "computed", _why(before, rebuild), state_of(output), _failed(output), seconds, output.where)
+
+
+def _carry_out(step: Step, artifacts: Mapping[str, Artifact], output: Artifact, progress: Progress) -> Outcome:
+    from stages.executor import Work, run_map
+
+    inputs: Inputs = {role: artifacts[name] for role, name in step.inputs.items()}
+    match step.stage:
+        case MapStage():
+            whole: Inputs = {role: artifacts[name] for role, name in step.whole.items()}
+            return run_map(Work(step.stage, inputs, whole, output, step.resources), progress)
+        case JobStage():
+            return step.stage.run(inputs, output, step.resources, progress)
+        case other:
+            raise TypeError(f"{type(other).__name__} is neither a MapStage nor a JobStage")
+
+
+def _demand(inputs: Inputs, name: str) -> None:
+    """Refuse to start on inputs that are not complete, as happens with `--only`."""
+    kinds = {artifact.name: state_of(artifact).kind for artifact in inputs.values()}
+    lacking = [f"{name} ({kind})" for name, kind in kinds.items() if kind != "done"]
+    if lacking:
+        remedy = "Make them first: run without --only, or name them too."
+        raise BrokenArtifact(f"its inputs are not complete: {', '.join(lacking)}", name, remedy)
+
+
+def _why(before: State, rebuild: str) -> str:
+    found = f"{before.done} of {before.total or 'some'} were there" if before.kind == "partial" else "nothing was there"
+    return (before.reason or found) + (f", under the rebuild of {rebuild}" if rebuild else "")
+
+
+def _failed(artifact: Artifact) -> int:
+    record = artifact.record()
+    return record.failed if record else 0
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def code_version() -> str:
+    """The package's version and a digest of its source: two records with the same one were made by the same code."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(path for folder in FOLDERS for path in (root / folder).rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return f"{importlib.metadata.version('sailyard')}+{digest.hexdigest()[:12]}"
+
+
+def package_versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def as_task(step: Step, artifacts: Mapping[str, Artifact], rebuild: str, project: Project) -> Task[[], Any]:
+    """The Prefect task of one step. Called, it gives its final state, which is named Computed or Reused, says why, and holds
+    the `StepResult`."""
+
+    @task(
+        name=type(step.stage).__name__,
+        task_run_name=step.name,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=project.retries,
+        retry_delay_seconds=project.retry_delay,
+        retry_condition_fn=_worth_another_try,
+    )
+    def make() -> Any:
+        with Meter(step.name, pages.Bar(project.name, step.name).draw) as meter:
+            made = make_step(step, artifacts, meter, rebuild=rebuild)
+            meter.say(pages.line(made))
+        pages.show_step(project.name, made)
+        return Completed(name=made.how.capitalize(), message=made.why, data=made)
+
+    return make
+
+
+def _worth_another_try(task: Any, run: TaskRun, state: PrefectState[Any]) -> bool:
+    return not isinstance(state.result(raise_on_failure=False), LASTING)

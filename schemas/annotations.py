@@ -1,0 +1,56 @@
+"""What a dataset says about an image, in one form for every source. Regions are named by the `segment_id` of an object of
+the same image; `split` says whether a statement may be trained on or is held out for evaluation."""
+
+from dataclasses import dataclass
+
+from schemas.dialogue import Split
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A phrase that names the segments `segment_ids` together; none means that it names nothing in the image."""
+
+    text: str
+    segment_ids: list[int]
+    split: Split
+    source: str
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A sentence about one segment."""
+
+    segment_id: int
+    text: str
+    split: Split
+    source: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A question about one segment that carries its lettered options, and the option that is right."""
+
+    segment_id: int
+    question: str
+    answer: str
+    split: Split
+    source: str
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A mark in the text of a `Reference`, such as `<object1>`, and the segment it stands for."""
+
+    name: str
+    segment_id: int
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A question that points at segments by tags; the tags of `answer` that the question lacks are to be segmented."""
+
+    question: str
+    answer: str
+    tags: list[Tag]
+    split: Split
+    source: str

@@ -1,0 +1,158 @@
+"""Regions of an image: run-length masks, segments and visual prompts, and the arithmetic between them.
+
+Masks are bool HW at the image's own size. Boxes are XYXY in pixels, upper bounds exclusive. Points are (x, y) in pixels.
+Run-length encoding is COCO's compressed form, column-major, through pycocotools.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from schemas.errors import DataError
+
+PromptKind = Literal["point", "box", "scribble", "mask"]
+
+
+@dataclass(frozen=True)
+class Rle:
+    """A mask of `height` x `width`, COCO compressed counts."""
+
+    height: int
+    width: int
+    counts: str
+
+    @classmethod
+    def of(cls, mask_HW: np.ndarray) -> "Rle":
+        from pycocotools import mask as coco
+
+        packed: Any = coco.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
+        return cls(int(mask_HW.shape[0]), int(mask_HW.shape[1]), packed["counts"].decode("ascii"))
+
+    @classmethod
+    def from_coco(cls, segmentation: Any, height: int, width: int) -> "Rle":
+        """A COCO `segmentation`: polygons (their union), uncompressed or compressed RLE; nonsense raises `DataError`."""
+        from pycocotools import mask as coco
+
+        if isinstance(segmentation, list):
+            return cls._from_polygons(segmentation, height, width)
+        if not isinstance(segmentation, dict) or "counts" not in segmentation:
+            raise DataError("a segmentation must be polygons or an RLE with 'counts'")
+        if list(segmentation.get("size", [height, width])) != [height, width]:
+            raise DataError(f"the RLE is of size {segmentation['size']}, its image of [{height}, {width}]")
+        counts = segmentation["counts"]
+        if isinstance(counts, list):
+            if sum(counts) != height * width or min(counts, default=0) < 0:
+                raise DataError(f"the RLE covers {sum(counts)} pixels, its image has {height * width}")
+            packed: Any = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+            counts = packed["counts"]
+        text = counts.decode("ascii") if isinstance(counts, bytes) else counts
+        _check_counts(text, height * width)
+        return cls(height, width, text)
+
+    @classmethod
+    def _from_polygons(cls, polygons: list[Any], height: int, width: int) -> "Rle":
+        """The union of flat XY polygons, each clipped to the image."""
+        from pycocotools import mask as coco
+
+        for polygon in polygons:
+            if len(polygon) < 6 or len(polygon) % 2 or not np.isfinite(np.asarray(polygon, dtype=float)).all():
+                raise DataError("a polygon needs at least three finite XY pairs")
+        bounds = [width, height]
+        clipped = [np.clip(np.reshape(polygon, (-1, 2)), 0, bounds).ravel().tolist() for polygon in polygons]
+        if not clipped:
+            return cls.of(np.zeros((height, width), dtype=bool))
+        merged: Any = coco.merge(coco.frPyObjects(clipped, height, width))
+        return cls(height, width, merged["counts"].decode("ascii"))
+
+    def mask(self) -> np.ndarray:
+        """bool HW."""
+        from pycocotools import mask as coco
+
+        return coco.decode(self.coco()).astype(bool)
+
+    def coco(self) -> Any:
+        return {"size": [self.height, self.width], "counts": self.counts.encode("ascii")}
+
+    @property
+    def area(self) -> int:
+        from pycocotools import mask as coco
+
+        return int(coco.area(self.coco()))
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """XYXY; all zero for an empty mask."""
+        from pycocotools import mask as coco
+
+        x, y, w, h = (float(value) for value in coco.toBbox(self.coco()))
+        return x, y, x + w, y + h
+
+
+def _check_counts(text: str, pixels: int) -> None:
+    """Refuse compressed counts that do not cover exactly the image: the C decoder would write past its buffer."""
+    runs, position = [], 0
+    while position < len(text):
+        value, shift, more = 0, 0, True
+        while more:
+            if position >= len(text):
+                raise DataError("the RLE's counts end in the middle of a number")
+            character = ord(text[position]) - 48
+            if not 0 <= character < 64:
+                raise DataError("the RLE's counts hold a character outside its alphabet")
+            value |= (character & 0x1F) << shift
+            more, position, shift = bool(character & 0x20), position + 1, shift + 5
+            if not more and character & 0x10:
+                value |= -1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+    if sum(runs) != pixels or min(runs, default=0) < 0:
+        raise DataError(f"the RLE covers {sum(runs)} pixels, its image has {pixels}")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One region of an image with a name: an annotated object, or a teacher's proposal (`source` says whose)."""
+
+    segment_id: int
+    category: str
+    is_thing: bool
+    is_crowd: bool
+    score: float
+    source: str
+    rle: Rle
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class VisualPrompt:
+    """A mark that points at a segment. `coordinates` is flat XY: a point, a box's XYXY, a scribble's vertices, none for a
+    mask; `rle` is the pixels that the mark covers, and is what the student sees."""
+
+    segment_id: int
+    kind: PromptKind
+    coordinates: Sequence[float]
+    rle: Rle
+    text: str
+
+
+def box_mask(box: Sequence[float], height: int, width: int) -> np.ndarray:
+    """bool HW, true inside XYXY `box` clipped to the image; a box that is not finite raises `DataError`."""
+    if not np.isfinite(np.asarray(box, dtype=float)).all():
+        raise DataError(f"the box {list(box)} is not finite")
+    x0, y0, x1, y1 = (round(float(value)) for value in box)
+    mask = np.zeros((height, width), dtype=bool)
+    mask[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = True
+    return mask
+
+
+def mask_overlaps(one: Rle, others: Sequence[Rle]) -> np.ndarray:
+    """(len(others),) intersection over union of `one` with each."""
+    from pycocotools import mask as coco
+
+    return np.asarray(coco.iou([one.coco()], [other.coco() for other in others], [0] * len(others)))[0]
+
+
+def intersection_over_union(a_HW: np.ndarray, b_HW: np.ndarray) -> tuple[int, int]:
+    """(pixels in both, pixels in either)."""
+    return int(np.logical_and(a_HW, b_HW).sum()), int(np.logical_or(a_HW, b_HW).sum())

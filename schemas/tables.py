@@ -1,0 +1,191 @@
+"""The tables: name, version, Arrow schema and file format of everything stored row by row.
+
+A row's nested values are the dataclasses of `regions`, `dialogue` and `annotations`; their Arrow types are read off the
+classes, so a field is written down once. Tensors lie in Arrow IPC files to be memory-mapped, plain rows in Parquet.
+"""
+
+import dataclasses
+import functools
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import pyarrow as pa
+
+from schemas.annotations import Caption, Choice, Expression, Reference
+from schemas.dialogue import PromptSlot, Turn
+from schemas.features import FeatureSpec
+from schemas.regions import Rle, Segment, VisualPrompt
+
+Revived = TypeVar("Revived")
+_SCALARS: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+@dataclass(frozen=True)
+class Table:
+    """One kind of table. `version` is part of every fingerprint: raise it when the meaning of a column changes."""
+
+    name: str
+    version: int
+    schema: pa.Schema
+    format: Literal["parquet", "arrow"]
+    doc: str
+    spec: FeatureSpec | None = None
+
+    @property
+    def has_errors(self) -> bool:
+        return "error" in self.schema.names
+
+    def rows(self, rows: Sequence[dict[str, Any]]) -> pa.Table:
+        """The Arrow table of `rows`; dataclasses inside become structs, an absent nullable column is null."""
+        return pa.Table.from_pylist([plain(row) for row in rows], schema=self.schema)
+
+
+def arrow_type(hint: Any) -> pa.DataType:
+    """The Arrow type of a Python annotation: scalars, Literal (a string), Sequence/list, optional and dataclasses."""
+    if hint in _SCALARS:
+        return _SCALARS[hint]
+    if dataclasses.is_dataclass(hint):
+        return pa.struct([pa.field(name, arrow_type(inner)) for name, inner in _fields(hint)])
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return pa.string()
+    if origin in (Union, types.UnionType):
+        return arrow_type(next(arg for arg in args if arg is not type(None)))
+    if origin in (list, Sequence):
+        return pa.list_(arrow_type(args[0]))
+    raise TypeError(f"{hint} has no Arrow type")
+
+
+def plain(value: Any) -> Any:
+    """`value` with dataclasses turned into dicts, all the way down."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: plain(getattr(value, name)) for name, _ in _fields(type(value))}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def revive(cls: type[Revived], value: Any) -> Revived:
+    """The dataclass `cls` (or list of them) back from what `plain` made of it."""
+    if value is None or not (dataclasses.is_dataclass(cls) or get_origin(cls) in (list, Sequence)):
+        return value
+    if get_origin(cls) is not None:
+        return [revive(get_args(cls)[0], item) for item in value]  # type: ignore[return-value]
+    return cls(**{name: revive(hint, value[name]) for name, hint in _fields(cls)})
+
+
+@functools.cache
+def _fields(cls: type) -> list[tuple[str, Any]]:
+    """(name, type) of each field of a dataclass."""
+    hints = get_type_hints(cls)
+    return [(field.name, hints[field.name]) for field in dataclasses.fields(cls)]
+
+
+def _nullable(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=True)
+
+
+def _field(name: str, hint: Any) -> pa.Field:
+    return pa.field(name, hint if isinstance(hint, pa.DataType) else arrow_type(hint), nullable=False)
+
+
+_KEY = _field("image_key", str)
+_ERROR = _nullable("error", pa.string())
+
+IMAGES = Table(
+    "images",
+    1,
+    pa.schema(
+        [
+            _KEY,
+            _field("width", int),
+            _field("height", int),
+            _field("format", str),
+            _field("bytes", pa.large_binary()),
+            _field("sha256", str),
+            _field("aliases", list[str]),
+            _ERROR,
+        ]
+    ),
+    "parquet",
+    "One row a picture: its file bytes as found, its upright size, every name it was found under.",
+)
+ANNOTATIONS = Table(
+    "annotations",
+    1,
+    pa.schema(
+        [
+            _KEY,
+            _field("objects", list[Segment]),
+            _field("expressions", list[Expression]),
+            _field("captions", list[Caption]),
+            _field("choices", list[Choice]),
+            _field("references", list[Reference]),
+            _field("faults", list[str]),
+            _ERROR,
+        ]
+    ),
+    "parquet",
+    "One row a picture: what the datasets say about it. `faults` names each statement that could not be used.",
+)
+SEGMENTS = Table(
+    "segments",
+    1,
+    pa.schema([_KEY, _field("segments", list[Segment]), _ERROR]),
+    "parquet",
+    "One row a picture: its regions, by ground truth or by a teacher.",
+)
+PROMPTS = Table(
+    "prompts",
+    1,
+    pa.schema([_KEY, _field("prompts", list[VisualPrompt]), _ERROR]),
+    "parquet",
+    "One row a picture: points, boxes, scribbles and masks that point at its segments.",
+)
+SAMPLES = Table(
+    "samples",
+    1,
+    pa.schema(
+        [
+            _field("sample_id", str),
+            _KEY,
+            _field("split", str),
+            _field("task", str),
+            _field("turns", list[Turn]),
+            _field("masks", list[Rle]),
+            _field("prompts", list[PromptSlot]),
+        ]
+    ),
+    "parquet",
+    "One row a dialogue, as text; shard k holds the dialogues of the pictures of shard k, in their order.",
+)
+PREDICTIONS = Table(
+    "predictions",
+    1,
+    pa.schema(
+        [
+            _field("sample_id", str),
+            _KEY,
+            _field("task", str),
+            _field("question", str),
+            _field("expected", str),
+            _field("text", str),
+            _field("targets", list[Rle]),
+            _field("masks", list[Rle]),
+        ]
+    ),
+    "parquet",
+    "One row an evaluated dialogue: what was asked, what was expected, what the student wrote and segmented.",
+)
+
+
+def features(spec: FeatureSpec) -> Table:
+    """The table of one teacher's features: fixed-size binary rows, to be memory-mapped; null where `error` says why."""
+    feature = _nullable("feature", pa.binary(spec.row_bytes))
+    doc = "One row a picture: a teacher's map as raw little-endian values (channels, height, width)."
+    return Table("features", 1, pa.schema([_KEY, feature, _ERROR]), "arrow", doc, spec)
+
+
+ALL = (IMAGES, ANNOTATIONS, SEGMENTS, PROMPTS, SAMPLES, PREDICTIONS)

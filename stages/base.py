@@ -1,0 +1,137 @@
+"""What a stage is. A stage makes one artifact from others and is nothing but its frozen config until it is opened.
+
+`MapStage` makes shard k of its output from shard k of its inputs and can run on any worker. `JobStage` makes its artifact
+as a whole: a Beam pipeline, a training run, a report. Both depend on their config and inputs alone; `Resources` say where
+and how fast, and never change a byte.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+import pyarrow as pa
+
+from schemas.artifact import Artifact
+from schemas.config import Config
+from schemas.errors import StageFailed
+from schemas.tables import Table
+
+Tables = Mapping[str, pa.Table]
+Inputs = Mapping[str, Artifact]
+ShardFunction = Callable[[Tables], pa.Table]
+
+ErrorClass = Literal["data", "infra", "capacity", "code"]
+
+
+class Resources(Config):
+    """Where and how a stage is carried out."""
+
+    executor: Literal["local", "ray"] = "ray"
+    workers: int = 1
+    threads: int = 1
+    device: str = "cpu"
+    gpus: float = 0.0
+    batch: int = 16
+    attempts: int = 3
+    ray_address: str | None = None
+    beam_options: tuple[str, ...] = ()
+    max_error_rate: float = 0.0
+
+
+class Progress(Protocol):
+    """Told, now and then, how far a stage is; `note` is a short remark such as the current loss."""
+
+    def __call__(self, done: int, total: int, unit: str, note: str = "") -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage has to say when it is done: a summary for the record, and a line for each failure."""
+
+    summary: dict[str, Any] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+class Stage(Config, ABC):
+    """`version` is raised when the code changes what the stage makes."""
+
+    version: ClassVar[int] = 1
+
+    @abstractmethod
+    def table(self) -> Table | None:
+        """The table it makes; None for plain files."""
+
+    def outside(self) -> dict[str, str]:
+        """Digests of what it reads that is no artifact (source files, weights): they are part of the identity."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """What whoever reads a plan, a record or a report must know, such as that a teacher's weights are random."""
+        return []
+
+
+class MapStage(Stage):
+    """Shard k of the inputs -> shard k of the output, the same rows in the same order."""
+
+    @abstractmethod
+    def open(self, resources: Resources, whole: Inputs) -> ShardFunction:
+        """Runs once on a worker: loads what is heavy, returns the function from a shard's input tables to its rows.
+        `whole` holds the artifacts it needs as a whole (a checkpoint, a vocabulary), which are not cut into shards."""
+
+
+class JobStage(Stage):
+    """Whole artifacts -> one artifact. What is already in `output` and counts is not made again."""
+
+    @abstractmethod
+    def run(self, inputs: Inputs, output: Artifact, resources: Resources, progress: Progress) -> Outcome: ...
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What a worker tells the driver of a shard; its rows stay in the store."""
+
+    number: int
+    rows: int
+    failed: int
+    bytes: int
+    seconds: float
+
+
+def row_error(kind: ErrorClass, error: BaseException | str) -> str:
+    """The one line that a failed row carries: its class, then what went wrong."""
+    text = str(error) if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    return f"{kind}: {' '.join(text.split())[:500]}"
+
+
+def make_shard(function: ShardFunction, inputs: Inputs, output: Artifact, number: int) -> ShardResult:
+    """Read shard `number` of every input, make it, publish it."""
+    start = time.perf_counter()
+    rows = function({name: artifact.read(number) for name, artifact in inputs.items()})
+    part = output.write(number, rows)
+    return ShardResult(number, part.rows, part.failed, part.bytes, time.perf_counter() - start)
+
+
+def failures(output: Artifact, most: int = 1000) -> list[str]:
+    """A line for each failed row of the shards that are done, `most` of them."""
+    lines: list[str] = []
+    for number, part in output.found().items():
+        if part.failed and len(lines) < most:
+            rows = output.read(number, ["image_key", "error"]).to_pylist()
+            lines += [f"shard {number}: {row['image_key']}: {row['error']}" for row in rows if row["error"]]
+    return lines[:most]
+
+
+def judge(output: Artifact, max_error_rate: float) -> list[str]:
+    """The lines of `failures` of an output whose shards all lie there; `StageFailed` when too many of its rows failed."""
+    parts = output.found().values()
+    rows, failed = sum(part.rows for part in parts), sum(part.failed for part in parts)
+    lines = failures(output) if failed else []
+    if failed > max_error_rate * rows:
+        raise StageFailed(
+            f"{failed} of {rows} rows failed, more than max_error_rate = {max_error_rate} allows ({lines[0]})",
+            output.where,
+            "Mend the data, or raise resources.max_error_rate; what is done stays done.",
+        )
+    return lines

@@ -1,0 +1,174 @@
+"""Runs a MapStage over the shards it still lacks: in this process, or on Ray actors.
+
+Rows never pass through the driver: a worker reads its shard, publishes its shard, and returns a `ShardResult`. A worker that
+dies costs the shard it held; another takes that shard up, until it has failed `attempts` times.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from schemas.artifact import Artifact
+from schemas.errors import SailyardError, StageFailed
+from stages.base import Inputs, MapStage, Outcome, Progress, Resources, ShardResult, judge, make_shard, row_error
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a worker must know to make a shard of `output`."""
+
+    stage: MapStage
+    inputs: Inputs
+    whole: Inputs
+    output: Artifact
+    resources: Resources
+
+    def open(self) -> Callable[[int], ShardResult]:
+        function = self.stage.open(self.resources, self.whole)
+        return lambda number: make_shard(function, self.inputs, self.output, number)
+
+
+def run_map(work: Work, progress: Progress) -> Outcome:
+    """Make every shard that the output still lacks; raises `StageFailed` when too many rows carry an error."""
+    output, resources = work.output, work.resources
+    found = output.found()
+    missing = [number for number in range(output.shards) if number not in found]
+    tally = _Tally(output, progress, len(found), sum(p.rows for p in found.values()), sum(p.failed for p in found.values()))
+    if missing:
+        results = _in_process if resources.executor == "local" else _on_ray
+        for result in results(work, missing):
+            tally.add(result)
+    return tally.outcome(resources.max_error_rate)
+
+
+@dataclass
+class _Tally:
+    output: Artifact
+    progress: Progress
+    shards: int
+    rows: int
+    failed: int
+    seconds: float = 0.0
+    made: int = 0
+
+    def add(self, result: ShardResult) -> None:
+        self.shards += 1
+        self.made += 1
+        self.rows += result.rows
+        self.failed += result.failed
+        self.seconds += result.seconds
+        self.progress(self.shards, self.output.shards, "shards", f"{self.rows} rows, {self.failed} failed")
+
+    def outcome(self, max_error_rate: float) -> Outcome:
+        lines = judge(self.output, max_error_rate)
+        return Outcome({"seconds_of_work": round(self.seconds, 3), "shards_made": self.made}, lines)
+
+
+def _in_process(work: Work, numbers: list[int]) -> Iterator[ShardResult]:
+    yield from map(work.open(), numbers)
+
+
+class _Worker:
+    """The actor: opens the stage with its first shard, then makes one shard after the other."""
+
+    make_shard: Callable[[int], ShardResult] | None = None
+
+    def make(self, work: Work, number: int) -> ShardResult:
+        self.make_shard = self.make_shard or work.open()
+        return self.make_shard(number)
+
+
+def _on_ray(work: Work, numbers: list[int]) -> Iterator[ShardResult]:
+    import ray
+
+    resources = work.resources
+    start_ray(resources)
+    count = min(resources.workers, len(numbers))
+    options = {"num_cpus": resources.threads, "num_gpus": resources.gpus, "runtime_env": _threads(resources)}
+    remote: Any = ray.remote(**options)(_Worker)
+    fleet = _Fleet(ray.put(work), remote.remote, list(reversed(numbers)), resources.attempts)
+    try:
+        fleet.workers += [fleet.spawn() for _ in range(count)]
+        yield from fleet.run()
+    finally:
+        for worker in fleet.workers:
+            ray.kill(worker)
+
+
+@dataclass
+class _Fleet:
+    """Keeps one shard in flight per worker, replaces the dead, and gives a lost shard to the next that is free."""
+
+    work: Any
+    spawn: Callable[[], Any]
+    waiting: list[int]
+    attempts: int
+    workers: list[Any] = field(default_factory=list)
+    lost: dict[int, int] = field(default_factory=dict)
+    flying: dict[Any, tuple[Any, int]] = field(default_factory=dict)
+
+    def run(self) -> Iterator[ShardResult]:
+        import ray
+
+        for worker in self.workers:
+            self._send(worker)
+        while self.flying:
+            (ready, *_), _ = ray.wait(list(self.flying), num_returns=1)
+            worker, number = self.flying.pop(ready)
+            try:
+                result = ray.get(ready)
+            except ray.exceptions.RayActorError as error:
+                worker = self._replace(worker, number, error)
+            except ray.exceptions.RayTaskError as error:
+                raise _cause(error, number) from None
+            else:
+                yield result
+            self._send(worker)
+
+    def _send(self, worker: Any) -> None:
+        if self.waiting:
+            number = self.waiting.pop()
+            self.flying[worker.make.remote(self.work, number)] = worker, number
+
+    def _replace(self, dead: Any, number: int, error: Exception) -> Any:
+        self.lost[number] = self.lost.get(number, 0) + 1
+        if self.lost[number] >= self.attempts:
+            what = f"shard {number} lost its worker {self.lost[number]} times: {row_error('infra', error)}"
+            raise StageFailed(what, remedy="Look for memory exhaustion, or lower resources.batch or resources.workers.")
+        self.waiting.append(number)
+        fresh = self.spawn()
+        self.workers[self.workers.index(dead)] = fresh
+        return fresh
+
+
+def _cause(error: Any, number: int) -> Exception:
+    """Our own errors come back as themselves; anything else is a fault in the code, named with its shard."""
+    if isinstance(error.cause, SailyardError):
+        return error.cause
+    return StageFailed(f"shard {number}: {row_error('code', error.cause)}", remedy="Run again with --traceback.")
+
+
+def _threads(resources: Resources) -> dict[str, Any]:
+    """Every worker computes with the same number of threads, however many workers there are: sums keep their order."""
+    return {"env_vars": {"OMP_NUM_THREADS": str(resources.threads)}}
+
+
+def start_ray(resources: Resources) -> None:
+    """Join the cluster at `ray_address`, or start one on this machine, unless this process is in one already."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(
+            address=resources.ray_address,
+            num_cpus=None if resources.ray_address else max(resources.workers * resources.threads, _cores()),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            configure_logging=True,
+        )
+
+
+def _cores() -> int:
+    import os
+
+    return os.cpu_count() or 1

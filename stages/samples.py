@@ -1,0 +1,216 @@
+"""ANNOTATIONS and PROMPTS -> SAMPLES: dialogues as text with `[SEG]` and `<PromptK>`, in the authors' forms (reference 6, 7).
+
+Training dialogues carry up to `turns` turns in varied phrasings; an evaluation dialogue asks one thing in the fixed form.
+A picture with evaluation statements is kept out of training altogether, and counted by the annotations' data card.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from schemas.annotations import Caption, Choice, Expression, Reference
+from schemas.dialogue import SEG, PromptSlot, Sample, Split, Task, Turn, prompt_token
+from schemas.regions import PromptKind, Rle, Segment, VisualPrompt
+from schemas.tables import SAMPLES, Table, plain, revive
+from stages import phrases
+from stages.base import Inputs, MapStage, Resources, ShardFunction, Tables
+from stages.prompts import generator
+
+
+class SamplesStage(MapStage):
+    """`prompt_kinds` is what training may point with; evaluation points with masks. `phrasings` limits the variety of
+    questions, `negative_rate` is the chance of a turn about a prompt that is not there, `evaluation_limit` is the most
+    evaluation dialogues an image may have of one task (0: no limit)."""
+
+    tasks: tuple[Task, ...] = ("segmentation", "caption", "choice", "reference")
+    turns: int = 5
+    rounds: int = 1
+    prompts: int = 15
+    phrasings: int = 8
+    prompt_kinds: tuple[PromptKind, ...] = ("mask",)
+    negative_rate: float = 0.05
+    evaluation_limit: int = 0
+    seed: int = 0
+
+    def table(self) -> Table:
+        return SAMPLES
+
+    def open(self, resources: Resources, whole: Inputs) -> ShardFunction:
+        return self.write
+
+    def write(self, inputs: Tables) -> pa.Table:
+        pairs = zip(inputs["annotations"].to_pylist(), inputs["prompts"].to_pylist(), strict=True)
+        rows = [plain(sample) for annotation, prompts in pairs for sample in self._of_image(annotation, prompts)]
+        return SAMPLES.rows(rows)
+
+    def _of_image(self, annotation: dict[str, Any], prompts: dict[str, Any]) -> Iterator[Sample]:
+        if annotation["error"] or prompts["error"]:
+            return
+        writer = _Writer(self, annotation, revive(list[VisualPrompt], prompts["prompts"]))
+        splits = {statement["split"] for name in _STATEMENTS for statement in annotation[name]}
+        split: Split = "evaluation" if "evaluation" in splits else "train"
+        for task in self.tasks:
+            groups = [statement for statement in writer.statements(task) if statement.split == split]
+            yield from writer.dialogues(task, split, groups)
+
+
+_STATEMENTS = ("expressions", "captions", "choices", "references")
+_NAMES: dict[Task, tuple[str, type]] = {
+    "segmentation": ("expressions", Expression),
+    "caption": ("captions", Caption),
+    "choice": ("choices", Choice),
+    "reference": ("references", Reference),
+}
+
+
+class _Writer:
+    """Writes the dialogues of one picture."""
+
+    def __init__(self, stage: SamplesStage, annotation: dict[str, Any], prompts: list[VisualPrompt]):
+        self.stage, self.annotation, self.key = stage, annotation, annotation["image_key"]
+        self.segments = {s.segment_id: s.rle for s in revive(list[Segment], annotation["objects"])}
+        self.marks: dict[int, dict[str, Rle]] = {}
+        for prompt in prompts:
+            self.marks.setdefault(prompt.segment_id, {})[prompt.kind] = prompt.rle
+
+    def statements(self, task: Task) -> list[Any]:
+        """What the picture's annotations say for this task and can be asked: every region named is there."""
+        name, cls = _NAMES[task]
+        said = revive(list[cls], self.annotation[name])  # type: ignore[valid-type]
+        return [statement for statement in said if self._can_ask(statement)]
+
+    def _can_ask(self, statement: Any) -> bool:
+        match statement:
+            case Expression():
+                return all(number in self.segments for number in statement.segment_ids)
+            case Reference():
+                asked = _prompts_needed(statement)
+                return asked <= self.stage.prompts and all(tag.segment_id in self.marks for tag in statement.tags)
+            case _:
+                return statement.segment_id in self.marks
+
+    def dialogues(self, task: Task, split: Split, statements: Sequence[Any]) -> Iterator[Sample]:
+        rounds, most = (self.stage.rounds, self.stage.turns) if split == "train" else (1, 1)
+        number = 0
+        for turn in range(rounds):
+            rng = generator(self.stage.seed, self.key, task, turn)
+            order = rng.permutation(len(statements))
+            if split == "evaluation":
+                order = np.sort(order[: self.stage.evaluation_limit or None])
+            for group in _groups([statements[i] for i in order], most, self.stage.prompts):
+                yield self._dialogue(task, split, group, f"{self.key}-{task}-{number}", rng)
+                number += 1
+
+    def _dialogue(self, task: Task, split: Split, group: Sequence[Any], sample_id: str, rng: np.random.Generator) -> Sample:
+        draft = _Draft(self, split, rng)
+        for statement in group:
+            draft.add(statement)
+        return Sample(sample_id, self.key, split, task, draft.turns, draft.masks, draft.slots)
+
+    def target(self, segment_ids: Sequence[int]) -> Rle:
+        """The union of the segments; empty for none."""
+        height, width = self.annotation_size()
+        mask = np.zeros((height, width), dtype=bool)
+        for number in segment_ids:
+            mask |= self.segments[number].mask()
+        return Rle.of(mask)
+
+    def annotation_size(self) -> tuple[int, int]:
+        first = next(iter(self.segments.values()))
+        return first.height, first.width
+
+
+class _Draft:
+    """A dialogue being written: its turns, target masks and prompt slots so far."""
+
+    def __init__(self, writer: _Writer, split: Split, rng: np.random.Generator):
+        self.writer, self.split, self.rng = writer, split, rng
+        self.turns: list[Turn] = []
+        self.masks: list[Rle] = []
+        self.slots: list[PromptSlot] = []
+        count = writer.stage.prompts
+        self.free = list(range(count)) if split == "evaluation" else [int(i) for i in rng.permutation(count)]
+
+    def add(self, statement: Any) -> None:
+        match statement:
+            case Expression():
+                self._expression(statement)
+            case Caption():
+                self._maybe_negative()
+                token = self._prompt(statement.segment_id)
+                self._turn(self._pick(phrases.DETAIL).format(token), f"{token}: {statement.text}")
+            case Choice():
+                token = self._prompt(statement.segment_id)
+                self._turn(phrases.CHOICE.format(token, statement.question), statement.answer)
+            case Reference():
+                self._reference(statement)
+
+    def _expression(self, statement: Expression) -> None:
+        answer = self._pick(phrases.FOUND) if statement.segment_ids else phrases.NO_TARGET
+        phrase = statement.text.strip().lower().removesuffix(".")
+        self._turn(self._pick(phrases.SEGMENT).format(phrase), answer)
+        self.masks.append(self.writer.target(statement.segment_ids))
+
+    def _reference(self, statement: Reference) -> None:
+        question, answer = statement.question, statement.answer
+        for tag in statement.tags:
+            if tag.name in question:
+                token = self._prompt(tag.segment_id)
+                question, answer = question.replace(tag.name, token), answer.replace(tag.name, token)
+        targets = sorted((tag for tag in statement.tags if tag.name in answer), key=lambda tag: answer.index(tag.name))
+        for tag in targets:
+            answer = answer.replace(tag.name, SEG)
+            self.masks.append(self.writer.target([tag.segment_id]))
+        self._turn(question, answer if answer != SEG else phrases.FOUND[0])
+
+    def _maybe_negative(self) -> None:
+        if self.split == "train" and self.rng.random() < self.writer.stage.negative_rate and len(self.free) > 1:
+            token = prompt_token(self.free.pop())
+            self._turn(self._pick(phrases.DETAIL).format(token), phrases.NEGATIVE.format(token))
+
+    def _prompt(self, segment_id: int) -> str:
+        marks = self.writer.marks[segment_id]
+        kinds = [kind for kind in self.writer.stage.prompt_kinds if kind in marks]
+        kind = kinds[int(self.rng.integers(len(kinds)))] if kinds and self.split == "train" else next(iter(reversed(marks)))
+        index = self.free.pop(0)
+        self.slots.append(PromptSlot(index, marks["mask"] if self.split == "evaluation" and "mask" in marks else marks[kind]))
+        return prompt_token(index)
+
+    def _pick(self, choices: Sequence[str]) -> str:
+        """Evaluation asks in the first form; training draws from the first `phrasings` forms."""
+        if self.split == "evaluation":
+            return choices[0]
+        return choices[int(self.rng.integers(min(len(choices), self.writer.stage.phrasings)))]
+
+    def _turn(self, question: str, answer: str) -> None:
+        self.turns.append(Turn(question, answer))
+
+
+def _groups(statements: Sequence[Any], most: int, prompts: int) -> Iterator[list[Any]]:
+    """The statements in order, at most `most` together and never more than there are prompts to point with."""
+    group: list[Any] = []
+    taken = 0
+    for statement in statements:
+        needed = _prompts_needed(statement)
+        if group and (len(group) == most or taken + needed > prompts):
+            yield group
+            group, taken = [], 0
+        group.append(statement)
+        taken += needed
+    if group:
+        yield group
+
+
+def _prompts_needed(statement: Any) -> int:
+    """Prompts that a turn uses up; a caption may bring a turn about one that is not there."""
+    match statement:
+        case Expression():
+            return 0
+        case Caption():
+            return 2
+        case Reference():
+            return sum(tag.name in statement.question for tag in statement.tags)
+        case _:
+            return 1

@@ -1,0 +1,40 @@
+"""RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO: phrases that name annotated objects of a picture, or nothing in it.
+
+The text is the cleaned `sent`, as in the published evaluation, or `raw` where there is none. gRefCOCO's annotation ids are
+lists; -1 or `no_target` say that the phrase names nothing.
+"""
+
+from typing import Any
+
+from schemas.annotations import Expression
+from stages.sources.config import SourceFile
+from stages.sources.draft import Draft, Statement, Unusable, split_of, wording
+
+NOTHING = -1
+
+
+def flatten_reference(record: Any) -> list[Statement]:
+    """One statement a sentence."""
+    named = {"targets": _targets(record), "split": record.get("split")}
+    what = f"reference {record.get('ref_id')}"
+    if not record["sentences"]:
+        return [{"what": what, "fault": ("text", "it has no sentences")}]
+    return [
+        {"what": f"{what} sentence {said.get('sent_id')}", "text": said.get("sent") or said.get("raw"), **named}
+        for said in record["sentences"]
+    ]
+
+
+def _targets(record: Any) -> list[Any]:
+    listed = record["ann_id"] if isinstance(record["ann_id"], list) else [record["ann_id"]]
+    if record.get("no_target") or listed == [NOTHING]:
+        return []
+    if not listed:
+        raise Unusable("record", "it names no annotation and does not say that there is none")
+    return list(dict.fromkeys(listed))
+
+
+def add_expression(draft: Draft, file: SourceFile, statement: Statement) -> None:
+    split, source = split_of(file, statement["split"])
+    targets = [draft.known(number, "instances", "panoptic") for number in statement["targets"]]
+    draft.expressions.append(Expression(wording(statement["text"]), targets, split, source))

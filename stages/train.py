@@ -1,0 +1,170 @@
+"""SAMPLES, IMAGES and features -> checkpoints: the student's own training loop, in this process or on Ray Train workers.
+
+Ray Train brings the workers up, connects them, and starts them anew when one is lost; the checkpoints are the student's,
+in the store, and a fresh group goes on from the latest whole one. What the loop reports reaches the driver through an actor.
+"""
+
+import tempfile
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from schemas.artifact import Artifact
+from schemas.errors import SailyardError, StageFailed
+from schemas.tables import Table
+from stages.base import Inputs, JobStage, Outcome, Progress, Resources, row_error
+from stages.executor import start_ray
+from stages.vocabulary import FILE
+from student.config import LossConfig, OptimConfig, StudentConfig
+from student.train_config import TrainConfig
+
+POLL_SECONDS = 1.0
+
+
+class TrainStage(JobStage):
+    """Inputs: `samples`, `images`, `vocabulary` and a `features/<teacher>` for each teacher of `loss.distillation`."""
+
+    student: StudentConfig
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+    def table(self) -> Table | None:
+        return None
+
+    def run(self, inputs: Inputs, output: Artifact, resources: Resources, progress: Progress) -> Outcome:
+        work = TrainWork(self, inputs, output, resources)
+        train = _train_here if resources.executor == "local" else _train_on_ray
+        return Outcome(train(work, progress))
+
+
+@dataclass(frozen=True)
+class TrainWork:
+    """All that a worker must know to train."""
+
+    stage: TrainStage
+    inputs: Inputs
+    output: Artifact
+    resources: Resources
+
+    def run(self, report: Any) -> dict[str, Any]:
+        from student.data import Corpus
+        from student.train import TrainSetup, train
+        from student.vocabulary import Vocabulary
+
+        stage, inputs = self.stage, self.inputs
+        vocabulary = Vocabulary.from_json(inputs["vocabulary"].folder.read(FILE).decode())
+        corpus = Corpus(
+            samples=inputs["samples"],
+            images=inputs["images"],
+            features={name: inputs[f"features/{name}"] for name in stage.loss.distillation},
+            vocabulary=vocabulary,
+            config=stage.student,
+            split="train",
+            cache_bytes=stage.train.cache_bytes,
+        )
+        setup = TrainSetup(
+            student=stage.student,
+            loss=stage.loss,
+            optim=stage.optim,
+            train=stage.train,
+            vocabulary=vocabulary,
+            corpus=corpus,
+            identity=self.output.identity,
+            device=self.resources.device,
+            threads=self.resources.threads,
+        )
+        return train(setup, self.output.folder, report)
+
+
+def _train_here(work: TrainWork, progress: Progress) -> dict[str, Any]:
+    return work.run(lambda row: _tell(progress, row))
+
+
+def _tell(progress: Progress, row: dict[str, Any]) -> None:
+    note = " ".join(f"{name} {row[name]:.3f}" for name in ("lm", "mask", "dice") if name in row)
+    progress(row["step"], row["steps"], "steps", note)
+
+
+class _Board:
+    """An actor on which the workers leave their latest row, and at the end the summary, or the error that is ours."""
+
+    row: dict[str, Any] | None = None
+    result: dict[str, Any] | SailyardError | None = None
+
+    def post(self, row: dict[str, Any]) -> None:
+        self.row = row
+
+    def finish(self, result: dict[str, Any] | SailyardError) -> None:
+        self.result = self.result or result
+
+    def read(self) -> tuple[dict[str, Any] | None, dict[str, Any] | SailyardError | None]:
+        return self.row, self.result
+
+
+def _train_on_ray(work: TrainWork, progress: Progress) -> dict[str, Any]:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    resources = work.resources
+    start_ray(resources)
+    board: Any = ray.remote(num_cpus=0)(_Board).remote()
+    with tempfile.TemporaryDirectory(prefix="sailyard-ray-train-") as scratch:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"work": work, "board": board},
+            scaling_config=ScalingConfig(
+                num_workers=resources.workers,
+                use_gpu=resources.gpus > 0,
+                resources_per_worker={"CPU": resources.threads, "GPU": resources.gpus},
+            ),
+            run_config=RunConfig(storage_path=scratch, failure_config=FailureConfig(max_failures=resources.attempts - 1)),
+        )
+        return _fit(trainer, board, progress)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """Runs on each worker of the group. What fails by an error of ours would fail again: a new group gives up at once."""
+    import ray
+    import ray.train
+
+    board = config["board"]
+    _, given_up = ray.get(board.read.remote())
+    if given_up is not None:
+        raise given_up
+    try:
+        result = config["work"].run(lambda row: board.post.remote(row))
+    except SailyardError as error:
+        ray.get(board.finish.remote(error))
+        raise
+    if ray.train.get_context().get_world_rank() == 0:
+        ray.get(board.finish.remote(result))
+
+
+def _fit(trainer: Any, board: Any, progress: Progress) -> dict[str, Any]:
+    """Train in another thread and tell of it from this one; returns the summary."""
+    import ray
+    from ray.train import TrainingFailedError
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ray-train")
+    fit = pool.submit(trainer.fit)
+    told = -1
+    try:
+        while not wait([fit], timeout=POLL_SECONDS).done:
+            row, _ = ray.get(board.read.remote())
+            if row and row["step"] != told:
+                told = row["step"]
+                _tell(progress, row)
+    finally:
+        pool.shutdown(wait=False)
+    _, result = ray.get(board.read.remote())
+    ray.kill(board)
+    if isinstance(result, SailyardError):
+        raise result
+    try:
+        fit.result()
+    except TrainingFailedError as error:
+        raise StageFailed(row_error("infra", error), remedy="Run again to go on from the last checkpoint.") from error
+    assert result is not None, "a group that ended well left no summary"
+    return result

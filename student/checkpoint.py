@@ -1,0 +1,171 @@
+"""A checkpoint is a folder, `step-00000100/`, whose `state.json` is written last.
+
+    model.safetensors      the student's weights, under the reference's names
+    training.safetensors   optimizer moments and the linears into the teachers' spaces; nothing of a teacher
+    state.json             step, samples seen, the history so far, the run's identity, sizes and digests of the other two
+
+It counts only when `state.json` is there and the digests agree; anything else is as if it were not. There is no random
+state to keep: every random number of a step is drawn from (seed, step). The same state gives the same bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from schemas.artifact import file_digest
+from schemas.config import differences, fingerprint
+from schemas.errors import BrokenArtifact, StaleArtifact
+from schemas.storage import Folder
+from student.config import StudentConfig
+from student.model import PixelSail
+from student.vocabulary import Vocabulary
+
+MODEL, TRAINING, STATE = "model.safetensors", "training.safetensors", "state.json"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint: `history` has a row for each of the `step` steps behind it."""
+
+    folder: Folder
+    step: int
+    samples: int
+    history: list[Row]
+
+    def model(self) -> dict[str, Tensor]:
+        return load(self.folder.read(MODEL))
+
+    def training(self) -> dict[str, Tensor]:
+        return load(self.folder.read(TRAINING))
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def write(
+    folder: Folder,
+    identity: Mapping[str, Any],
+    *,
+    step: int,
+    samples: int,
+    history: Sequence[Row],
+    model: Mapping[str, Tensor],
+    training: Mapping[str, Tensor],
+) -> Checkpoint:
+    """Publish a checkpoint in `folder`; until the last of its files is there it does not count."""
+    place = folder.child(name_of(step))
+    place.remove()
+    files = [_write_tensors(place, MODEL, model), _write_tensors(place, TRAINING, training)]
+    state = {
+        "step": step,
+        "samples": samples,
+        "fingerprint": fingerprint(identity),
+        "identity": dict(identity),
+        "files": {name: {"bytes": size, "digest": digest} for name, size, digest in files},
+        "history": list(history),
+    }
+    place.write(STATE, json.dumps(state).encode())
+    return Checkpoint(place, step, samples, list(history))
+
+
+def _write_tensors(place: Folder, name: str, tensors: Mapping[str, Tensor]) -> tuple[str, int, str]:
+    """(name, bytes, digest) of the file."""
+    data = save({key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)})
+    place.write(name, data)
+    return name, len(data), hashlib.sha256(data).hexdigest()
+
+
+def steps(folder: Folder) -> list[int]:
+    """Steps that have a checkpoint folder, whole or not, in order."""
+    names = (name.removeprefix("step-") for name in folder.folders() if name.startswith("step-"))
+    return sorted(int(digits) for digits in names if digits.isdigit())
+
+
+def latest(folder: Folder, identity: Mapping[str, Any] | None = None) -> Checkpoint | None:
+    """The newest whole checkpoint; where it is not of the run `identity` (None is any), StaleArtifact says in what."""
+    found = (at(folder, step, identity) for step in reversed(steps(folder)))
+    return next((checkpoint for checkpoint in found if checkpoint), None)
+
+
+def at(folder: Folder, step: int, identity: Mapping[str, Any] | None = None) -> Checkpoint | None:
+    """The checkpoint of `step`, or None where there is no whole one; StaleArtifact as in `latest`."""
+    place = folder.child(name_of(step))
+    state = _state(place)
+    if state is None or not all(_is_whole(place, name, file) for name, file in state["files"].items()):
+        return None
+    if identity is not None and state["fingerprint"] != fingerprint(identity):
+        raise StaleArtifact("; ".join(differences(state["identity"], identity)), place.url, "Train in another workspace.")
+    return Checkpoint(place, state["step"], state["samples"], state["history"])
+
+
+def open_student(
+    folder: Folder,
+    config: StudentConfig,
+    vocabulary: Vocabulary,
+    *,
+    trained: bool = True,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> PixelSail:
+    """The student of the newest checkpoint, or the untrained one of the first, ready to be asked.
+
+    threads: how many torch uses from here on in this process; None leaves them.
+    """
+    found = latest(folder) if trained else at(folder, 0)
+    if found is None:
+        raise BrokenArtifact("no whole checkpoint", folder.url, "Train again.")
+    if threads:
+        torch.set_num_threads(threads)
+    made = PixelSail(config, vocabulary, None)
+    made.load_state_dict(found.model())
+    return made.to(device).eval()
+
+
+def _state(place: Folder) -> Row | None:
+    try:
+        return json.loads(place.read(STATE))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _is_whole(place: Folder, name: str, file: Mapping[str, Any]) -> bool:
+    return place.exists(name) and place.size(name) == file["bytes"] and file_digest(place, name) == file["digest"]
+
+
+def prune(folder: Folder, newest: int, keep: int) -> None:
+    """Leave step 0, `newest`, which is whole, and the `keep` − 1 before it; later ones were given up and go too."""
+    found = [step for step in steps(folder) if step]
+    kept = [step for step in found if step <= newest][-keep:]
+    for step in found:
+        if step not in kept:
+            folder.child(name_of(step)).remove()
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
+    """The optimizer's state by parameter: `names` are those of its parameters, in its order."""
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer/{names[i]}/{kind}": value for i, moments in state.items() for kind, value in moments.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` took; a parameter without state has not moved yet."""
+    state: dict[int, dict[str, Tensor]] = {}
+    number = {name: i for i, name in enumerate(names)}
+    for key, value in tensors.items():
+        if key.startswith("optimizer/"):
+            name, kind = key.removeprefix("optimizer/").rsplit("/", 1)
+            state.setdefault(number[name], {})[kind] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def load_module(module: nn.Module, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+    """Fill `module` with the tensors whose names begin with `prefix`, all of them."""
+    module.load_state_dict({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})

@@ -1,0 +1,104 @@
+"""What a student is, what it learns from, and how it is moved: sizes, loss weights, optimizer. No torch here."""
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from schemas.config import Config
+
+
+class StudentConfig(Config):
+    """Sizes of the transformer and of the mask head. The defaults are the 0.5B student of the paper."""
+
+    layers: int = Field(24, ge=1)
+    hidden: int = Field(896, ge=1)
+    heads: int = Field(14, ge=1)
+    kv_heads: int = Field(2, ge=1)
+    head_dim: int = Field(64, ge=4)
+    ffn: int = Field(4864, ge=1)
+    patch: int = Field(16, ge=1)
+    max_side: int = Field(1024, ge=1)
+    rope_theta: float = Field(10_000.0, gt=0)
+    norm_eps: float = Field(1e-6, gt=0)
+    tie_embeddings: bool = False
+    prompts: int = Field(15, ge=0)
+    mask_dim: int = Field(512, ge=1)
+    mask_width: int | None = Field(None, ge=1)
+    mask_stride: int = Field(4, ge=1)
+    initializer_range: float = Field(0.02, gt=0)
+    max_length: int = Field(8192, ge=4)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        rules = {
+            f"heads = {self.heads} must be a multiple of kv_heads = {self.kv_heads}": self.heads % self.kv_heads == 0,
+            f"head_dim = {self.head_dim} must be a multiple of 4, two axes of rotated pairs": self.head_dim % 4 == 0,
+            f"max_side = {self.max_side} must be a multiple of patch = {self.patch}": self.max_side % self.patch == 0,
+            f"patch / mask_stride = {self.patch} / {self.mask_stride} must be a power of two": _doublings(self) >= 0,
+        }
+        broken = [rule for rule, holds in rules.items() if not holds]
+        if broken:
+            raise ValueError("; ".join(broken))
+        return self
+
+    @property
+    def head_width(self) -> int:
+        """Channels between the transformer and the mask embedding."""
+        return self.mask_width or min(self.hidden, 1024)
+
+    @property
+    def upsample_blocks(self) -> int:
+        """Doublings from the patch grid to the mask grid: 2 at stride 4 (the paper), 3 at stride 2 (the release)."""
+        return _doublings(self)
+
+
+def _doublings(config: StudentConfig) -> int:
+    """log2(patch / mask_stride), or -1 where that is not a whole number."""
+    ratio, rest = divmod(config.patch, config.mask_stride)
+    return ratio.bit_length() - 1 if rest == 0 and ratio.bit_count() == 1 else -1
+
+
+class TeacherLoss(Config):
+    """How one teacher's features are matched: the weight, and the student's tensor that is held against them."""
+
+    reads: Literal["patches", "mask_features"]
+    weight: float = Field(0.5, ge=0)
+
+
+class LossConfig(Config):
+    """Weights of the losses; `lm_with_masks` multiplies the text loss of a sample that also has masks."""
+
+    lm: float = Field(1.0, ge=0)
+    lm_with_masks: float = Field(0.1, ge=0)
+    mask: float = Field(2.0, ge=0)
+    dice: float = Field(0.5, ge=0)
+    points: int = Field(12544, ge=1)
+    oversample: float = Field(3.0, ge=1)
+    importance: float = Field(0.75, ge=0, le=1)
+    distillation: dict[str, TeacherLoss] = Field(default_factory=dict)
+
+    @field_validator("distillation")
+    @classmethod
+    def _names_are_plain(cls, teachers: dict[str, TeacherLoss]) -> dict[str, TeacherLoss]:
+        odd = [name for name in teachers if not name.isidentifier()]
+        if odd:
+            raise ValueError(f"teacher names become parts of checkpoint keys, use letters, digits and _: {odd}")
+        return teachers
+
+
+class OptimConfig(Config):
+    """AdamW, a linear warm-up over the share `warmup` of the run, then a cosine to zero."""
+
+    learning_rate: float = Field(4e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup: float = Field(0.05, ge=0, lt=1)
+    start_factor: float = Field(1e-5, ge=0, le=1)
+    clip: float = Field(1.0, gt=0)
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_decay(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must lie in [0, 1), not {list(betas)}")
+        return betas

@@ -1,0 +1,142 @@
+"""What the student is trained on: text, masks at sampled points, and the teachers' features. All in fp32.
+
+Sums and the 1e-4 terms are the reference's: they matter at a tolerance of 1e-5. Where its per-micro-batch rules assume one
+sample, the rule here is per sample: a sample with masks has its text loss scaled, its neighbours have not.
+
+Shapes: S supervised tokens, n masks, P points, G samples of one size, C teacher channels, h×w the student's grid.
+"""
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from schemas.errors import ConfigError, DataError
+from student.config import LossConfig, StudentConfig
+from student.model import Output
+from student.sequence import IGNORED, Batch
+
+EPSILON = 1e-4
+ItemT = TypeVar("ItemT")
+
+
+class Distillation(nn.Module):
+    """One linear a teacher, from the student's tensor into the teacher's space; trained and resumed, never released."""
+
+    def __init__(self, student: StudentConfig, config: LossConfig, channels: Mapping[str, int]):
+        """channels: teacher -> C, from its feature table."""
+        super().__init__()
+        self.teachers = config.distillation
+        unknown = sorted(self.teachers.keys() ^ channels.keys())
+        if unknown:
+            raise ConfigError(
+                "a teacher needs both a loss and a feature table", ", ".join(unknown), "Name it in both, or in neither."
+            )
+        widths = {"patches": student.hidden, "mask_features": student.mask_dim}
+        self.into = nn.ModuleDict({name: nn.Linear(widths[loss.reads], channels[name]) for name, loss in self.teachers.items()})
+
+    @property
+    def reads_mask_features(self) -> bool:
+        """Whether some teacher is matched on mask features, so that every picture needs them."""
+        return any(loss.reads == "mask_features" for loss in self.teachers.values())
+
+    def forward(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """Teacher -> weighted loss: the mean over the batch's images of their mean squared distance."""
+        return {name: self.teachers[name].weight * self._distance(name, output, batch) for name in self.teachers}
+
+    def _distance(self, name: str, output: Output, batch: Batch) -> Tensor:
+        into = self.into[name]
+        shown = [i for i, features in enumerate(batch.features) if name in features]
+        if not shown:
+            return sum(parameter.float().sum() for parameter in into.parameters()) * 0.0
+        student = [_student_map(self.teachers[name].reads, output, batch, i) for i in shown]
+        teacher = [batch.features[i][name] for i in shown]
+        groups = _grouped(zip(student, teacher, strict=True), lambda pair: (pair[0].shape, pair[1].shape))
+        total = sum(_squared(into, *map(torch.stack, zip(*group, strict=True))) for group in groups)
+        return total / (len(shown) + EPSILON)
+
+
+def _student_map(reads: str, output: Output, batch: Batch, i: int) -> Tensor:
+    """(h, w, channels) of sample i."""
+    found = output.patches[i] if reads == "patches" else output.mask_features[i]
+    if found is None:
+        raise DataError(f"teacher features but no {reads}", f"sample {batch.sample_ids[i]}", "Is its picture missing?")
+    return found if reads == "patches" else found.permute(1, 2, 0)
+
+
+def _squared(into: nn.Linear, student_GhwK: Tensor, teacher_GCyx: Tensor) -> Tensor:
+    """Sum over G of the mean squared distance, the teacher resized to the student's grid."""
+    size = student_GhwK.shape[1:3]
+    target_GChw = F.interpolate(teacher_GCyx.float(), size=size, mode="bilinear", align_corners=False)
+    return F.mse_loss(into(student_GhwK.float()).float(), target_GChw.permute(0, 2, 3, 1)) * len(student_GhwK)
+
+
+def losses(
+    output: Output, batch: Batch, distillation: Distillation, config: LossConfig, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """`lm`, `mask`, `dice`, `distill/<teacher>` with their weights in them, and their sum `total`."""
+    parts = {"lm": lm_loss(output, batch, config)}
+    parts["mask"], parts["dice"] = mask_losses(output, batch, config, generator)
+    parts |= {f"distill/{name}": loss for name, loss in distillation(output, batch).items()}
+    return parts | {"total": sum(parts.values()) + output.anchor.float()}
+
+
+def lm_loss(output: Output, batch: Batch, config: LossConfig) -> Tensor:
+    """Mean over the batch's supervised tokens of the cross-entropy times their sample's weight."""
+    next_labels_BL = batch.next_labels_BL
+    supervised_BL = next_labels_BL != IGNORED
+    weights = [config.lm_with_masks if len(masks) else config.lm for masks in batch.masks]
+    weight_B1 = torch.tensor(weights, device=next_labels_BL.device)[:, None]
+    loss_S = F.cross_entropy(output.logits_SV.float(), next_labels_BL[supervised_BL], reduction="none")
+    return (loss_S * weight_B1.expand_as(next_labels_BL)[supervised_BL]).sum() / max(len(loss_S), 1)
+
+
+def mask_losses(output: Output, batch: Batch, config: LossConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(mask, dice) summed over the batch's masks and divided by their number, at points chosen anew each call."""
+    pairs = [(logits, masks) for logits, masks in zip(output.mask_logits, batch.masks, strict=True) if len(masks)]
+    groups = _grouped(pairs, lambda pair: (pair[0].shape[1:], pair[1].shape[1:]))
+    mask = dice = output.hidden_BLH.new_zeros((), dtype=torch.float32)
+    for group in groups:
+        logits_nhw, masks_nHW = (torch.cat(part).float() for part in zip(*group, strict=True))
+        at_points = point_losses(logits_nhw, masks_nHW, choose_points(logits_nhw, config, generator))
+        mask, dice = mask + at_points[0], dice + at_points[1]
+    count = sum(len(masks) for _, masks in pairs) + EPSILON
+    return config.mask * mask / count, config.dice * dice / count
+
+
+@torch.no_grad()
+def choose_points(logits_nhw: Tensor, config: LossConfig, generator: torch.Generator) -> Tensor:
+    """(n, P, 2) points, XY in [0, 1]: mostly the least certain of many random ones, the rest random."""
+    n, device = len(logits_nhw), logits_nhw.device
+    uncertain = int(config.importance * config.points)
+    drawn = torch.rand(n, int(config.oversample * config.points), 2, generator=generator, device=device)
+    nearest_zero = sample(logits_nhw, drawn).abs().topk(uncertain, dim=1, largest=False, sorted=False).indices
+    fresh = torch.rand(n, config.points - uncertain, 2, generator=generator, device=device)
+    return torch.cat((drawn.gather(1, nearest_zero[..., None].expand(-1, -1, 2)), fresh), dim=1)
+
+
+def point_losses(logits_nhw: Tensor, masks_nHW: Tensor, points_nP2: Tensor) -> tuple[Tensor, Tensor]:
+    """(cross-entropy, dice), each summed over the masks, read at the points; each mask at its own resolution."""
+    predicted, target = sample(logits_nhw, points_nP2), sample(masks_nHW, points_nP2)
+    crossed = F.binary_cross_entropy_with_logits(predicted, target, reduction="none").sum()
+    chance = predicted.sigmoid()
+    overlap = 2 * (chance * target).sum(dim=1) + 1
+    dice = 1 - overlap / (chance.sum(dim=1) + target.sum(dim=1) + 1)
+    return crossed / (points_nP2.shape[1] + EPSILON), dice.sum() / (1 + EPSILON)
+
+
+def sample(maps_nHW: Tensor, points_nP2: Tensor) -> Tensor:
+    """(n, P): each map read at its points, bilinearly, pixels centred at halves and zero outside."""
+    grid = 2 * points_nP2[:, None] - 1
+    return F.grid_sample(maps_nHW[:, None], grid, mode="bilinear", align_corners=False)[:, 0, 0]
+
+
+def _grouped(items: Iterable[ItemT], key) -> list[list[ItemT]]:
+    """The items, those with one key together, in order of first appearance."""
+    groups: dict[Hashable, list[ItemT]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return list(groups.values())

@@ -1,0 +1,219 @@
+"""Pixel-SAIL: one decoder that reads pixels and text alike, answers in text, and points by [SEG].
+
+What is unusual here:
+- There is no vision encoder. A 16×16 patch is one linear layer away from being a token.
+- Inside the image block attention is bidirectional, elsewhere causal, and positions have two axes (layers.py).
+- A marked region is a vector added to its patches (prompts.py), not a crop and not a coordinate in the text.
+- The last states of the patches, upsampled, are the picture's mask features; the state *at* each [SEG] is a query; a mask is
+  their inner product, without bias or scale.
+- Attribute names are those of the reference checkpoint, so its tensors load by name.
+
+Shapes: B samples, L tokens, H hidden, N patches of all samples, V vocabulary, S supervised tokens, M queries; of one sample:
+h×w patch grid, h'×w' mask grid, s mask embedding, n masks.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from schemas.errors import ConfigError
+from student.config import StudentConfig
+from student.layers import Block, KeyValues, RMSNorm, attention_mask, rotary
+from student.prompts import prompt_vectors
+from student.sequence import IGNORED, Batch, Grid
+from student.upsample import two_layers, upsample_blocks
+from student.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one forward pass gives.
+
+    hidden_BLH: last states, after the final norm. logits_SV: next-token logits where the next token is supervised, in the
+    order of the batch. Per sample, None where there is nothing: patches (h, w, H), mask_features (s, h', w'), mask_logits
+    (n, h', w'). anchor: a zero that depends on every parameter the batch left idle, so that data-parallel training sees all.
+    """
+
+    hidden_BLH: Tensor
+    logits_SV: Tensor
+    patches: list[Tensor | None]
+    mask_features: list[Tensor | None]
+    mask_logits: list[Tensor | None]
+    anchor: Tensor
+
+
+class Decoder(nn.Module):
+    """Embeddings of text, pixels and prompts, the blocks, and the final norm."""
+
+    def __init__(self, config: StudentConfig, rows: int):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(rows, config.hidden)
+        self.vis_embed = nn.Linear(3 * config.patch**2, config.hidden, bias=False)
+        self.vp_embed = nn.Linear(config.hidden, config.hidden, bias=False) if config.prompts else None
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = RMSNorm(config.hidden, config.norm_eps)
+
+
+class Transformer(nn.Module):
+    """The decoder and its language head; with tied embeddings the head has no weight of its own."""
+
+    def __init__(self, config: StudentConfig, rows: int):
+        super().__init__()
+        self.model = Decoder(config, rows)
+        self.lm_head = None if config.tie_embeddings else nn.Linear(config.hidden, rows, bias=False)
+
+
+class PixelSail(nn.Module):
+    """The student; sizes from `config`, rows and the ids of [SEG] and the prompts from `vocabulary`.
+
+    Weights are drawn from `generator`; with None they are left for a checkpoint to fill.
+    """
+
+    def __init__(self, config: StudentConfig, vocabulary: Vocabulary, generator: torch.Generator | None):
+        super().__init__()
+        if len(vocabulary.prompt_ids) != config.prompts:
+            what = f"a vocabulary of {len(vocabulary.prompt_ids)} prompts for a student of {config.prompts}"
+            raise ConfigError(what, "prompts", "Make both with one number.")
+        self.config, self.seg = config, vocabulary.seg
+        wide, d, s = config.hidden, config.head_width, config.mask_dim
+        self.register_buffer("prompt_ids", torch.tensor(vocabulary.prompt_ids), persistent=False)
+        self.single_transformer = Transformer(config, len(vocabulary))
+        self.image_feature_pre_projector = two_layers(wide, wide, d) if wide != d else nn.Identity()
+        self.seg_token_projector = two_layers(wide, d, s)
+        self.upsample_blocks = upsample_blocks(config)
+        self.image_feature_projector = two_layers(d, d, s)
+        if generator is not None:
+            self._initialise(generator)
+
+    def forward(self, batch: Batch, every_picture: bool = True) -> Output:
+        """The `Output` for a batch.
+
+        every_picture: make mask features of every picture, which a teacher may read; else only of samples with masks.
+        """
+        hidden_BLH = self.states(batch)
+        flat_RH = hidden_BLH.flatten(0, 1)
+        patches = _patch_states(flat_RH, batch)
+        counts = [len(masks) for masks in batch.masks]
+        wanted = [states if every_picture or count else None for states, count in zip(patches, counts, strict=True)]
+        features = self.mask_features(wanted)
+        asked_MH = flat_RH.index_select(0, _rows(batch.labels_BL == self.seg))
+        queries = self.queries(asked_MH).split(counts)
+        return Output(
+            hidden_BLH=hidden_BLH,
+            logits_SV=self.logits(flat_RH.index_select(0, _rows(batch.next_labels_BL != IGNORED))),
+            patches=patches,
+            mask_features=features,
+            mask_logits=[mask_logits(*pair) if len(pair[0]) else None for pair in zip(queries, features, strict=True)],
+            anchor=flat_RH.new_zeros(()) if len(asked_MH) else self._idle_head(),
+        )
+
+    def states(self, batch: Batch, past: KeyValues | None = None) -> Tensor:
+        """(B, L, H) last states of whole sequences; with `past`, their keys and values are kept for `next_states`."""
+        decoder = self.single_transformer.model
+        x_BLH = decoder.embed_tokens(batch.tokens_BL) + self._pixels(batch)
+        if decoder.vp_embed is not None:
+            table_KH = decoder.embed_tokens(self.prompt_ids)
+            x_BLH = x_BLH + prompt_vectors(batch.prompt_index_BL, table_KH, decoder.vp_embed.weight)
+        return self._decoded(x_BLH, batch.positions_3BL, attention_mask(batch), past)
+
+    def next_states(self, tokens_B: Tensor, positions_B: Tensor, past: KeyValues, seen_BT: Tensor | None = None) -> Tensor:
+        """(B, H) states of one more text token each, at a position that is the same on all axes.
+
+        seen_BT: bool over the tokens of `past` and this one, False where a row of `past` was padded; None sees them all.
+        """
+        x_B1H = self.single_transformer.model.embed_tokens(tokens_B[:, None])
+        seen = None if seen_BT is None else seen_BT[:, None, None]
+        return self._decoded(x_B1H, positions_B[None, :, None].expand(3, -1, -1), seen, past)[:, 0]
+
+    def logits(self, hidden_RH: Tensor) -> Tensor:
+        """(…, V) next-token logits of last states."""
+        head = self.single_transformer.model.embed_tokens if self.config.tie_embeddings else self.single_transformer.lm_head
+        return F.linear(hidden_RH, head.weight)
+
+    def queries(self, hidden_MH: Tensor) -> Tensor:
+        """(M, s) mask queries of the states at [SEG] tokens."""
+        return self.seg_token_projector(hidden_MH)
+
+    def mask_features(self, patches: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """(s, h', w') for each (h, w, H) grid of patch states; grids of one size go through together."""
+        found: list[Tensor | None] = [None] * len(patches)
+        for group in _by_size(patches):
+            x_GhwH = self.image_feature_pre_projector(torch.stack([patches[i] for i in group]))
+            x_GdHW = x_GhwH.permute(0, 3, 1, 2)
+            for block in self.upsample_blocks:
+                x_GdHW = block(x_GdHW)
+            features_GHWs = self.image_feature_projector(x_GdHW.permute(0, 2, 3, 1))
+            for i, features_sHW in zip(group, features_GHWs.permute(0, 3, 1, 2).unbind(), strict=True):
+                found[i] = features_sHW
+        return found
+
+    def _pixels(self, batch: Batch) -> Tensor:
+        """(B, L, H): each patch's embedding at its place, zero elsewhere."""
+        weight = self.single_transformer.model.vis_embed.weight
+        table_NH = F.pad(F.linear(batch.patches_NP.to(weight.dtype), weight), (0, 0, 0, 1))
+        return F.embedding(torch.where(batch.patch_index_BL < 0, len(table_NH) - 1, batch.patch_index_BL), table_NH)
+
+    def _decoded(self, x_BLH: Tensor, positions_3BL: Tensor, seen: Tensor | None, past: KeyValues | None) -> Tensor:
+        decoder = self.single_transformer.model
+        turn = rotary(positions_3BL, self.config.head_dim, self.config.rope_theta)
+        for block in decoder.layers:
+            x_BLH = block(x_BLH, turn, seen, past)
+        return decoder.norm(x_BLH)
+
+    def _idle_head(self) -> Tensor:
+        """Zero times the mask head's parameters."""
+        head = (
+            self.image_feature_pre_projector,
+            self.seg_token_projector,
+            self.upsample_blocks,
+            self.image_feature_projector,
+        )
+        return sum(parameter.sum() for part in head for parameter in part.parameters()) * 0.0
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator) -> None:
+        """The transformer from a normal, the head as torch draws its layers, every upsample block alike."""
+        for name, parameter in self.single_transformer.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif not name.endswith(("norm.weight", "layernorm.weight")):
+                nn.init.normal_(parameter, std=self.config.initializer_range, generator=generator)
+        head = (self.image_feature_pre_projector, self.seg_token_projector, self.image_feature_projector)
+        for module in nn.ModuleList([*head, *self.upsample_blocks[:1]]).modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+        for block in self.upsample_blocks[1:]:
+            block.load_state_dict(self.upsample_blocks[0].state_dict())
+
+
+def mask_logits(queries_ns: Tensor, features_sHW: Tensor) -> Tensor:
+    """(n, h', w') logits: the inner product of each query with the features at each place."""
+    return torch.einsum("ns,shw->nhw", queries_ns, features_sHW)
+
+
+def _rows(chosen_BL: Tensor) -> Tensor:
+    """Where a (B, L) mask is True, counted through the flattened batch."""
+    return chosen_BL.flatten().nonzero()[:, 0]
+
+
+def _patch_states(flat_RH: Tensor, batch: Batch) -> list[Tensor | None]:
+    """(h, w, H) states of each sample's patches. One gather: slicing sample by sample costs a zero tensor each backward."""
+    rows_N = _rows(batch.patch_index_BL >= 0)
+    sizes: list[Grid] = [grid or (0, 0) for grid in batch.grids]
+    pieces = flat_RH.index_select(0, rows_N).split([h * w for h, w in sizes])
+    return [piece.unflatten(0, size) if len(piece) else None for piece, size in zip(pieces, sizes, strict=True)]
+
+
+def _by_size(tensors: Sequence[Tensor | None]) -> list[list[int]]:
+    """Indices of the tensors, those of one shape together."""
+    groups: dict[torch.Size, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        if tensor is not None:
+            groups.setdefault(tensor.shape, []).append(i)
+    return list(groups.values())

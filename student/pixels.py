@@ -1,0 +1,52 @@
+"""A picture as the student sees it: resized to whole patches, normalised, cut into rows of numbers.
+
+Shapes: H, W pixels; h, w patch rows and columns; p patch side. Sizes are (width, height), grids are (h, w).
+"""
+
+import numpy as np
+from PIL import Image
+
+MEAN = np.array((0.485, 0.456, 0.406), np.float32)
+DEVIATION = np.array((0.229, 0.224, 0.225), np.float32)
+
+
+def student_size(width: int, height: int, patch: int, max_side: int) -> tuple[int, int]:
+    """(width, height) after the resize: the longer side up to whole patches but at most `max_side`, the other in ratio.
+
+    Both are multiples of `patch` and at least one patch; nothing else is ever enlarged.
+    """
+    long, short = max(width, height), min(width, height)
+    new_long = min(_whole(long, patch), max_side)
+    new_short = max(_whole(new_long * short // long, patch), patch)
+    return (new_long, new_short) if width >= height else (new_short, new_long)
+
+
+def _whole(side: int, patch: int) -> int:
+    return -(-side // patch) * patch
+
+
+def patches_of(image_HWC: np.ndarray, patch: int, max_side: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """(h·w, 3·p·p) float32 patches of an RGB uint8 image, and their grid (h, w).
+
+    Patches run along the rows of the grid; within a patch the order is channel, row, column. Values are ImageNet-normalised.
+    """
+    height, width = image_HWC.shape[:2]
+    size = student_size(width, height, patch, max_side)
+    picture = Image.fromarray(image_HWC).resize(size, Image.Resampling.BILINEAR)
+    pixels_HWC = (np.asarray(picture, np.float32) / 255 - MEAN) / DEVIATION
+    w, h = size[0] // patch, size[1] // patch
+    cut = pixels_HWC.reshape(h, patch, w, patch, 3).transpose(0, 2, 4, 1, 3)
+    return np.ascontiguousarray(cut).reshape(h * w, 3 * patch * patch), (h, w)
+
+
+def prompt_patches(mask_HW: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """(h, w) bool: the patches that hold at least one pixel of the mask.
+
+    Every pixel belongs to the patch its centre falls in, so a mask with a pixel always marks a patch. (Shrinking the mask
+    with NEAREST, as the reference does, loses most single points.)
+    """
+    (height, width), (h, w) = mask_HW.shape, grid
+    y, x = np.nonzero(mask_HW)
+    flags_hw = np.zeros(grid, bool)
+    flags_hw[(2 * y + 1) * h // (2 * height), (2 * x + 1) * w // (2 * width)] = True
+    return flags_hw

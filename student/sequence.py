@@ -1,0 +1,253 @@
+"""One dialogue about one picture as token arrays, and several of them as a batch.
+
+    <vision> <vpatch>×N </vision>                        only with a picture
+    <|im_start|>user\n{question}<|im_end|>\n             each turn; ignored by the text loss
+    {answer}<|endoftext|>                                supervised
+
+There is no system message and no assistant header. Every piece is tokenised alone, so no merge crosses a border.
+The n-th [SEG] of the answers stands for the n-th mask.
+
+Shapes: B samples, L tokens, N patches of all samples, P numbers a patch, n masks of a sample, C feature channels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from schemas.errors import DataError
+from student.config import StudentConfig
+from student.pixels import patches_of, prompt_patches
+from student.vocabulary import Vocabulary
+
+IGNORED = -100  # a label that the text loss skips
+NOT_A_PATCH = -1  # patch and prompt index of text, of <vision> and of </vision>
+NO_PROMPT = -2  # prompt index of a patch that no prompt covers
+FIRST_PATCH = 1  # <vision> is always token 0
+
+Turn = tuple[str, str | None]
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One encoded sample, in numpy; masks and features keep their own sizes.
+
+    `dropped` counts the turns that `max_length` left out; their masks are left out with them.
+    """
+
+    sample_id: str
+    tokens_L: np.ndarray
+    labels_L: np.ndarray
+    patch_index_L: np.ndarray
+    prompt_index_L: np.ndarray
+    positions_3L: np.ndarray
+    patches_NP: np.ndarray
+    grid: Grid | None
+    masks_nHW: np.ndarray
+    features: dict[str, Any] = field(default_factory=dict)
+    dropped: int = 0
+
+
+def encode(
+    vocabulary: Vocabulary,
+    config: StudentConfig,
+    *,
+    turns: Sequence[Turn],
+    image: np.ndarray | None = None,
+    prompts: Sequence[tuple[int, np.ndarray]] = (),
+    masks: Any = (),
+    features: dict[str, Any] | None = None,
+    sample_id: str = "",
+    prefix_answer: str | None = None,
+) -> Example:
+    """The `Example` of a dialogue.
+
+    turns: (question, answer) pairs; the last answer is None where the student is to give it, and `prefix_answer` then
+        stands at its beginning, unsupervised. image: HWC uint8 RGB. prompts: (number k, HW bool mask) at the image's size.
+    masks: n HW bool arrays at the image's size, one for each [SEG] of the answers, in order. features: teacher -> (C, h, w).
+    Raises DataError where [SEG] and masks differ in number, a prompt marks nothing, or the first turn is too long.
+    """
+    patches_NP, grid = np.zeros((0, 3 * config.patch**2), np.float32), None
+    if image is not None:
+        patches_NP, grid = patches_of(image, config.patch, config.max_side)
+    count = len(patches_NP)
+    _check_pairs(turns, masks, sample_id)
+    _check_sizes(image, [*masks, *(mask for _, mask in prompts)], sample_id)
+    pieces = [_turn_pieces(vocabulary, turn, prefix_answer) for turn in turns]
+    kept = _turns_that_fit(pieces, count + 2 if grid else 0, config.max_length, sample_id)
+    tokens, labels = _joined(vocabulary, pieces[:kept], count if grid else None)
+    kept_masks = list(masks)[: sum(_segs(answer) for _, answer in turns[:kept])]
+    block = slice(FIRST_PATCH, FIRST_PATCH + count)
+    patch_index_L = np.full(len(tokens), NOT_A_PATCH)
+    prompt_index_L = patch_index_L.copy()
+    if grid:
+        patch_index_L[block] = np.arange(count)
+        prompt_index_L[block] = _prompt_index(prompts, grid, config, sample_id).ravel()
+    return Example(
+        sample_id=sample_id,
+        tokens_L=np.array(tokens),
+        labels_L=np.array(labels),
+        patch_index_L=patch_index_L,
+        prompt_index_L=prompt_index_L,
+        positions_3L=positions(len(tokens), grid),
+        patches_NP=patches_NP,
+        grid=grid,
+        masks_nHW=np.stack(kept_masks).astype(bool) if kept_masks else np.zeros((0, 1, 1), bool),
+        features=features or {},
+        dropped=len(turns) - kept,
+    )
+
+
+def positions(length: int, grid: Grid | None) -> np.ndarray:
+    """(3, L) positions on the time, row and column axes; patches share one time, text counts on from the largest."""
+    positions_3L = np.tile(np.arange(length), (3, 1))
+    if grid is None:
+        return positions_3L
+    h, w = grid
+    end = FIRST_PATCH + h * w
+    row_column = np.indices(grid).reshape(2, -1)
+    positions_3L[:, FIRST_PATCH:end] = FIRST_PATCH
+    positions_3L[1:, FIRST_PATCH:end] += row_column
+    positions_3L[:, end:] = FIRST_PATCH + max(h, w) + np.arange(length - end)
+    return positions_3L
+
+
+def _segs(answer: str | None) -> int:
+    return (answer or "").count("[SEG]")
+
+
+def _check_pairs(turns: Sequence[Turn], masks: Any, sample_id: str) -> None:
+    segs = sum(_segs(answer) for _, answer in turns)
+    if segs != len(masks):
+        raise DataError(f"{segs} [SEG] in the answers but {len(masks)} masks", f"sample {sample_id}")
+
+
+def _check_sizes(image: np.ndarray | None, masks: Sequence[np.ndarray], sample_id: str) -> None:
+    size = None if image is None else image.shape[:2]
+    odd = [mask.shape for mask in masks if mask.shape != size]
+    if odd:
+        raise DataError(f"a mask or prompt of shape {odd[0]} on an image of shape {size}", f"sample {sample_id}")
+
+
+def _turn_pieces(vocabulary: Vocabulary, turn: Turn, prefix_answer: str | None) -> tuple[list[int], list[int]]:
+    """(ignored tokens, supervised tokens) of one turn."""
+    question, answer = turn
+    asked = vocabulary.encode(f"<|im_start|>user\n{question.strip()}<|im_end|>\n")
+    if answer is None:
+        return asked + vocabulary.encode(prefix_answer or ""), []
+    return asked, [*vocabulary.encode(answer.strip()), vocabulary.end_of_text]
+
+
+def _turns_that_fit(pieces: list[tuple[list[int], list[int]]], taken: int, max_length: int, sample_id: str) -> int:
+    """How many leading turns fit behind `taken` tokens; a turn is kept whole or not at all."""
+    ends = taken + np.cumsum([len(asked) + len(answered) for asked, answered in pieces])
+    kept = int((ends <= max_length).sum())
+    if kept == 0:
+        what = f"the first turn ends at token {ends[0]} of {max_length}" if len(ends) else "no turns"
+        raise DataError(what, f"sample {sample_id}", "Raise max_length, lower max_side, or leave the sample out.")
+    return kept
+
+
+def _joined(
+    vocabulary: Vocabulary, pieces: list[tuple[list[int], list[int]]], patches: int | None
+) -> tuple[list[int], list[int]]:
+    """(tokens, labels) of the image block and the turns."""
+    tokens = [] if patches is None else [vocabulary.vision, *[vocabulary.patch] * patches, vocabulary.vision_end]
+    labels = [IGNORED] * len(tokens)
+    for asked, answered in pieces:
+        tokens += asked + answered
+        labels += [IGNORED] * len(asked) + answered
+    return tokens, labels
+
+
+def _prompt_index(prompts: Sequence[tuple[int, np.ndarray]], grid: Grid, config: StudentConfig, sample_id: str) -> np.ndarray:
+    """(h, w): the number of the prompt that covers each patch, the smallest where several do."""
+    index_hw = np.full(grid, NO_PROMPT)
+    for k, mask_HW in sorted(prompts, key=lambda prompt: -int(np.count_nonzero(prompt[1]))):
+        if not 0 <= k < config.prompts:
+            raise DataError(f"prompt {k} of a student with {config.prompts} prompts", f"sample {sample_id}")
+        if not mask_HW.any():
+            raise DataError(f"prompt {k} marks no pixel", f"sample {sample_id}", "Leave out empty regions.")
+        index_hw[prompt_patches(mask_HW, grid)] = k
+    return index_hw
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples side by side, padded on the right; patches of all samples in one list, which `patch_index_BL` points into.
+
+    Per sample: `grids` (h, w) or None, `masks` (n, H, W) bool, `features` teacher -> (C, h, w).
+    """
+
+    sample_ids: tuple[str, ...]
+    tokens_BL: Tensor
+    labels_BL: Tensor
+    patch_index_BL: Tensor
+    prompt_index_BL: Tensor
+    positions_3BL: Tensor
+    lengths_B: Tensor
+    patches_NP: Tensor
+    grids: tuple[Grid | None, ...]
+    masks: tuple[Tensor, ...]
+    features: tuple[dict[str, Tensor], ...]
+    dropped: int = 0
+
+    @property
+    def next_labels_BL(self) -> Tensor:
+        """At each place the label of the token after it."""
+        return torch.nn.functional.pad(self.labels_BL[:, 1:], (0, 1), value=IGNORED)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with every tensor on `device`."""
+        return replace(self, **{item.name: _moved(getattr(self, item.name), device) for item in fields(self)})
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, tuple):
+        return tuple(_moved(item, device) for item in value)
+    if isinstance(value, dict):
+        return {name: _moved(item, device) for name, item in value.items()}
+    return value
+
+
+def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:
+    """The examples as one batch; each sample's patch index is moved by the number of patches before it."""
+    starts = np.cumsum([0, *(len(example.patches_NP) for example in examples)])
+    moved = [
+        np.where(example.patch_index_L >= 0, example.patch_index_L + start, NOT_A_PATCH)
+        for example, start in zip(examples, starts, strict=False)
+    ]
+    return Batch(
+        sample_ids=tuple(example.sample_id for example in examples),
+        tokens_BL=_padded([example.tokens_L for example in examples], pad_id),
+        labels_BL=_padded([example.labels_L for example in examples], IGNORED),
+        patch_index_BL=_padded(moved, NOT_A_PATCH),
+        prompt_index_BL=_padded([example.prompt_index_L for example in examples], NOT_A_PATCH),
+        positions_3BL=_padded([example.positions_3L for example in examples], 0).transpose(0, 1),
+        lengths_B=torch.tensor([len(example.tokens_L) for example in examples]),
+        patches_NP=torch.from_numpy(np.concatenate([example.patches_NP for example in examples])),
+        grids=tuple(example.grid for example in examples),
+        masks=tuple(torch.from_numpy(example.masks_nHW) for example in examples),
+        features=tuple(_tensors(example.features) for example in examples),
+        dropped=sum(example.dropped for example in examples),
+    )
+
+
+def _tensors(features: dict[str, Any]) -> dict[str, Tensor]:
+    """Features as tensors; numpy is copied, because a memory-mapped array is read-only and a tensor must not be."""
+    return {name: feature if isinstance(feature, Tensor) else torch.tensor(feature) for name, feature in features.items()}
+
+
+def _padded(arrays: Sequence[np.ndarray], value: int) -> Tensor:
+    """The arrays stacked, their last axis filled up with `value` to the longest."""
+    longest = max(array.shape[-1] for array in arrays)
+    stacked = np.full((len(arrays), *arrays[0].shape[:-1], longest), value)
+    for row, array in zip(stacked, arrays, strict=True):
+        row[..., : array.shape[-1]] = array
+    return torch.from_numpy(stacked)

@@ -1,0 +1,38 @@
+"""How long a student is trained, on what share of the samples at a time, and how often it is saved. No torch here."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from schemas.config import Config, execution
+
+
+class TrainConfig(Config):
+    """`batch` samples move the weights once, on however many workers; they go through the student `micro_batch` at a time.
+
+    A micro-batch is the piece that workers share out and the unit of random numbers, so the number of workers changes
+    neither the samples nor the points at which masks are compared.
+    """
+
+    steps: int = Field(1000, ge=1)
+    batch: int = Field(8, ge=1)
+    micro_batch: int = Field(4, ge=1)
+    seed: int = Field(0, ge=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_every: int = execution(500, ge=1)
+    keep: int = execution(2, ge=1)
+    log_every: int = execution(10, ge=1)
+    ahead: int = execution(2, ge=1)
+    readers: int = execution(1, ge=1)
+    cache_bytes: int = execution(256 << 20, ge=0)
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> Self:
+        if self.batch % self.micro_batch:
+            raise ValueError(f"batch = {self.batch} must be a multiple of micro_batch = {self.micro_batch}")
+        return self
+
+    @property
+    def micro_batches(self) -> int:
+        """How many a step is made of."""
+        return self.batch // self.micro_batch

@@ -1,0 +1,29 @@
+"""A project small enough to be carried out in a test."""
+
+from pathlib import Path
+
+import pytest
+
+MICRO = """
+extends = "{quickstart}"
+name = "micro"
+workspace = "{workspace}"
+source.train = 6
+source.evaluation = 2
+pool.shards = 2
+train.steps = 2
+evaluation.max_new_tokens = 4
+
+[resources]
+executor = "local"
+"""
+QUICKSTART = Path(__file__).parents[2] / "flows" / "configs" / "quickstart.toml"
+LIGHT = ["source", "images", "annotations", "segments/ground_truth", "prompts", "samples", "vocabulary"]
+
+
+@pytest.fixture
+def micro(tmp_path) -> Path:
+    """The TOML of the quickstart at a size of eight pictures; `LIGHT` are its steps that need no network."""
+    config = tmp_path / "micro.toml"
+    config.write_text(MICRO.format(quickstart=QUICKSTART, workspace=tmp_path / "runs"))
+    return config

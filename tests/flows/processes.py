@@ -1,0 +1,29 @@
+"""Waiting for something to happen in another process, and looking at processes (Linux)."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def until(what: Callable[[], Any], seconds: float = 60) -> Any:
+    """The first true answer."""
+    last = time.monotonic() + seconds
+    while time.monotonic() < last:
+        if answer := what():
+            return answer
+        time.sleep(0.1)
+    pytest.fail("it did not happen in time")
+
+
+def children(pid: int) -> dict[int, str]:
+    """Command line by process id of the living children of `pid`."""
+    pids = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    lines = {child: Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode() for child in pids}
+    return {child: line for child, line in lines.items() if line}
+
+
+def is_alive(pid: int) -> bool:
+    return bool(Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/cmdline").read_bytes())

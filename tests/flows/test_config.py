@@ -1,0 +1,104 @@
+"""The project file: what it accepts, and how it says what is wrong with it."""
+
+from typing import Any
+
+import pytest
+
+from flows.config import Project
+from flows.graph import artifacts, choose, steps_of
+from schemas.config import override, parse, read_toml
+from schemas.errors import ConfigError
+from schemas.storage import Folder
+from tests.flows.conftest import QUICKSTART
+
+
+def project(*sets: str) -> Project:
+    return parse(Project, override(read_toml(QUICKSTART), sets), "quickstart.toml")
+
+
+def fingerprints(*sets: str) -> dict[str, str]:
+    return {name: made.fingerprint for name, made in artifacts(steps_of(project(*sets)), Folder("nowhere")).items()}
+
+
+def changed(*sets: str) -> set[str]:
+    """The steps whose identity the overrides change."""
+    before, after = fingerprints(), fingerprints(*sets)
+    return {name for name in before if before[name] != after.get(name)}
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        ("train.step=3", "unknown key train.step (did you mean steps?)"),
+        ("teachers.sam2.wights='random'", "did you mean weights?"),
+        ("segments.mask2former.teacher='mask3former'", "segments.mask2former.teacher names 'mask3former'"),
+        ("prompts.segments='truth'", "prompts.segments names 'truth', there is only ground_truth, mask2former"),
+        ("teachers.SAM={kind='sam2'}", "teachers.SAM"),
+        ("resources.steps.features.worker=2", "did you mean workers?"),
+        ("resources.workers='many'", "resources.workers"),
+        ("samples.prompts=99", "exceeds student.prompts"),
+    ],
+)
+def test_what_is_wrong_is_named(sets, says):
+    with pytest.raises(ConfigError) as error:
+        project(sets)
+    assert says in str(error.value)
+    assert error.value.exit_code == 2
+
+
+def test_resources_of_a_step_are_the_general_then_the_groups_then_its_own():
+    resources = project(
+        "resources.workers=3", "resources.steps.features.workers=5", "resources.steps.features/sam2.batch=1"
+    ).resources
+    assert resources.of("images").workers == 3
+    assert resources.of("features/mask2former").workers == 5
+    assert (resources.of("features/sam2").workers, resources.of("features/sam2").batch) == (5, 1)
+
+
+def test_an_unknown_step_is_refused_with_the_nearest_name():
+    with pytest.raises(ConfigError, match=r"no step features/sam \(did you mean features/sam2\?\)"):
+        choose(steps_of(project()), ["features/sam"], "--only")
+    with pytest.raises(ConfigError, match="resources.steps"):
+        steps_of(project("resources.steps.feature.workers=2"))
+
+
+def test_a_group_names_all_its_steps_in_order():
+    assert choose(steps_of(project()), ["prompts", "features"], "--only") == [
+        "features/sam2",
+        "features/mask2former",
+        "prompts",
+    ]
+
+
+def test_steps_come_after_what_they_take_in():
+    seen: set[str] = set()
+    for step in steps_of(project()):
+        assert set(step.roles.values()) <= seen
+        seen.add(step.name)
+
+
+def test_execution_changes_no_identity():
+    assert changed("resources.workers=7", "workspace='elsewhere'", "train.checkpoint_every=3", "retries=2") == set()
+
+
+def test_a_change_reaches_what_follows_and_nothing_else():
+    assert changed("teachers.sam2.seed=1") == {
+        "features/sam2",
+        "train",
+        "predictions/trained",
+        "predictions/untrained",
+        "report",
+    }
+    assert changed("report.examples=3") == {"report"}
+    assert "images" not in changed("prompts.seed=5")
+    assert changed("source.seed=1") == set(fingerprints())
+
+
+def test_pictures_of_ones_own_need_no_source_step(tmp_path):
+    (tmp_path / "one.png").write_bytes(b"not looked at")
+    (tmp_path / "instances.json").write_text("{}")
+    source: Any = {"kind": "coco", "images": [str(tmp_path)], "instances": [str(tmp_path / "instances.json")]}
+    steps = steps_of(parse(Project, {**read_toml(QUICKSTART), "source": source}, "own.toml"))
+    assert steps[0].name == "images"
+    assert steps[0].inputs == {}
+    assert artifacts(steps, Folder(str(tmp_path)))["images"].identity["outside"]

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+
+from schemas.errors import DataError
+from schemas.regions import Rle, box_mask
+
+
+def test_round_trip_area_and_box(rng):
+    for shape in [(1, 1), (7, 3), (20, 31)]:
+        mask = rng.random(shape) > 0.6
+        rle = Rle.of(mask)
+        assert np.array_equal(rle.mask(), mask)
+        assert rle.area == mask.sum()
+    mask = np.zeros((10, 12), bool)
+    mask[2:5, 3:9] = True
+    assert Rle.of(mask).box == (3, 2, 9, 5)
+    assert Rle.of(np.zeros((4, 4), bool)).box == (0, 0, 0, 0)
+
+
+def test_polygons_of_one_object_are_joined_not_summed():
+    left, right = [1, 1, 6, 1, 6, 6, 1, 6], [4, 1, 9, 1, 9, 6, 4, 6]
+    both = Rle.from_coco([left, right], 10, 10).mask()
+    assert np.array_equal(both, Rle.from_coco([left], 10, 10).mask() | Rle.from_coco([right], 10, 10).mask())
+
+
+def test_a_polygon_is_clipped_to_its_image():
+    assert Rle.from_coco([[-50, -50, 200, -50, 200, 200, -50, 200]], 8, 6).area == 48
+    assert Rle.from_coco([[20, 20, 30, 20, 30, 30]], 8, 6).area == 0
+
+
+def test_uncompressed_and_compressed_counts_agree():
+    uncompressed = Rle.from_coco({"size": [4, 3], "counts": [2, 5, 5]}, 4, 3)
+    assert Rle.from_coco({"size": [4, 3], "counts": uncompressed.counts}, 4, 3) == uncompressed
+    assert uncompressed.area == 5
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        {"size": [4, 3], "counts": [2, 5, 500]},
+        {"size": [4, 3], "counts": [-2, 5, 9]},
+        {"size": [9, 9], "counts": [2, 5, 5]},
+        {"size": [4, 3], "counts": "P" * 40},
+        {"size": [4, 3], "counts": "\x01"},
+        {"size": [4, 3]},
+        [[0, 0, 1, 1]],
+        [[0, 0, float("nan"), 1, 2, 2]],
+        "text",
+    ],
+)
+def test_nonsense_is_refused_before_the_c_decoder_sees_it(segmentation):
+    with pytest.raises(DataError):
+        Rle.from_coco(segmentation, 4, 3)
+
+
+def test_real_compressed_counts_pass_the_check(rng):
+    for _ in range(50):
+        rle = Rle.of(rng.random((37, 23)) > rng.random())
+        assert Rle.from_coco({"size": [37, 23], "counts": rle.counts}, 37, 23) == rle
+
+
+def test_box_masks_are_clipped_and_finite():
+    assert box_mask((-5, -5, 3, 2), 6, 8).sum() == 6
+    with pytest.raises(DataError, match="not finite"):
+        box_mask((0, 0, float("nan"), 2), 6, 8)

@@ -1,0 +1,128 @@
+"""The executor on real Ray: the same bytes everywhere, and a dead worker costs one shard."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from schemas.artifact import Artifact
+from schemas.errors import DataError, StageFailed
+from schemas.storage import Folder
+from schemas.tables import SEGMENTS, Table
+from stages.base import Inputs, MapStage, Resources, ShardFunction, Tables
+from stages.executor import Work, run_map
+
+SHARDS = 6
+
+
+class Copy(MapStage):
+    """Copies its input. `trap` is a folder: a worker that finds `die-<key>` or `raise-<key>` there obeys, once."""
+
+    trap: str | None = None
+
+    def table(self) -> Table:
+        return SEGMENTS
+
+    def open(self, resources: Resources, whole: Inputs) -> ShardFunction:
+        return self.copy
+
+    def copy(self, inputs: Tables) -> pa.Table:
+        rows = inputs["segments"]
+        if self.trap:
+            key = rows.column("image_key")[0].as_py()
+            (Path(self.trap) / f"made-{key}-{os.getpid()}").touch()
+            for trap in Path(self.trap).glob(f"*-{key}"):
+                action = trap.name.split("-")[0]
+                if action == "die":
+                    trap.unlink()
+                    os._exit(1)
+                if action == "raise":
+                    raise DataError("the trap snapped", key)
+        return rows
+
+
+@pytest.fixture
+def source(tmp_path) -> Artifact:
+    artifact = Artifact(Folder(str(tmp_path / "source")), {"stage": "Source"}, SEGMENTS, SHARDS)
+    for number in range(SHARDS):
+        bad = {"error": "data: planted"} if number == 4 else {}
+        artifact.write(number, SEGMENTS.rows([{"image_key": f"k{number}", "segments": [], **bad}]))
+    artifact.seal("then", "now", {}, code="c", packages={})
+    return artifact
+
+
+def work(source: Artifact, folder: Path, executor: str = "local", workers: int = 1, trap: Path | None = None, **more) -> Work:
+    stage = Copy(trap=str(trap) if trap else None)
+    output = Artifact(Folder(str(folder)), {"stage": "Copy"}, SEGMENTS, SHARDS)
+    resources = Resources(executor=executor, workers=workers, **{"max_error_rate": 0.5, **more})  # type: ignore[arg-type]
+    return Work(stage, {"segments": source}, {}, output, resources)
+
+
+def quiet(done: int, total: int, unit: str, note: str = "") -> None:
+    pass
+
+
+def shard_bytes(artifact: Artifact) -> list[bytes]:
+    return [artifact.folder.read(artifact.shard_name(number)) for number in range(SHARDS)]
+
+
+def test_local_and_ray_with_any_number_of_workers_write_the_same_bytes(source, tmp_path, ray_cluster):
+    jobs = [work(source, tmp_path / "local")]
+    jobs += [work(source, tmp_path / f"ray{n}", "ray", n) for n in (1, 2, 3)]
+    for job in jobs:
+        told: list[tuple[int, int]] = []
+        outcome = run_map(job, lambda done, total, unit, note="", told=told: told.append((done, total)))
+        assert told == [(number + 1, SHARDS) for number in range(SHARDS)]
+        assert outcome.failures == ["shard 4: k4: data: planted"]
+    assert len({tuple(shard_bytes(job.output)) for job in jobs}) == 1
+
+
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_only_missing_shards_are_made(source, tmp_path, executor, ray_cluster):
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    job = work(source, tmp_path / "out", executor, 2, trap)
+    run_map(job, quiet)
+    before = shard_bytes(job.output)
+    for path in trap.iterdir():
+        path.unlink()
+    job.output.folder.remove(job.output.shard_name(3))
+    assert run_map(job, quiet).summary["shards_made"] == 1
+    assert {path.name.split("-")[1] for path in trap.iterdir()} == {"k3"}
+    assert shard_bytes(job.output) == before
+
+
+def test_a_killed_worker_costs_one_shard(source, tmp_path, ray_cluster):
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    (trap / "die-k1").touch()
+    job = work(source, tmp_path / "out", "ray", 2, trap)
+    run_map(job, quiet)
+    made = sorted(path.name.split("-")[1] for path in trap.glob("made-*"))
+    assert made == sorted([f"k{number}" for number in range(SHARDS)] + ["k1"])
+
+
+def test_a_shard_that_kills_every_worker_is_named(source, tmp_path, ray_cluster):
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    for name in ("die-k1", "die-x-k1", "die-y-k1"):
+        (trap / name).touch()
+    with pytest.raises(StageFailed, match="shard 1 lost its worker 3 times"):
+        run_map(work(source, tmp_path / "out", "ray", 1, trap), quiet)
+
+
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_our_errors_come_back_as_themselves(source, tmp_path, executor, ray_cluster):
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    (trap / "raise-k2").touch()
+    with pytest.raises(DataError, match="k2: the trap snapped"):
+        run_map(work(source, tmp_path / "out", executor, 2, trap), quiet)
+
+
+def test_too_many_failed_rows_fail_the_stage_after_the_rest_is_done(source, tmp_path):
+    job = work(source, tmp_path / "out", max_error_rate=0.1)
+    with pytest.raises(StageFailed, match="1 of 6 rows failed.*k4: data: planted"):
+        run_map(job, quiet)
+    assert len(job.output.found()) == SHARDS

@@ -1,0 +1,123 @@
+import re
+
+import numpy as np
+import pytest
+
+from schemas.annotations import Caption, Choice, Expression, Reference, Tag
+from schemas.dialogue import Sample
+from schemas.regions import Rle, Segment
+from schemas.tables import ANNOTATIONS, SEGMENTS, revive
+from stages.prompts import PromptsStage
+from stages.samples import SamplesStage
+
+
+def block(number: int) -> np.ndarray:
+    mask = np.zeros((40, 40), bool)
+    mask[:10, 10 * (number - 1) : 10 * number] = True
+    return mask
+
+
+SEGMENTS_1_TO_4 = [Segment(n, "cup", True, False, 1.0, "instances", Rle.of(block(n))) for n in (1, 2, 3, 4)]
+
+
+def annotation(key: str, split: str = "train", **more) -> dict:
+    row = {"image_key": key, "objects": SEGMENTS_1_TO_4, "captions": [], "choices": [], "references": [], "faults": []}
+    expressions = [Expression(f"the cup {n}.", [n], split, "refs") for n in (1, 2, 3, 4)]  # type: ignore[arg-type]
+    return row | {"expressions": expressions} | more
+
+
+def samples(stage: SamplesStage, *annotations: dict) -> list[Sample]:
+    segments = SEGMENTS.rows([{"image_key": a["image_key"], "segments": a["objects"]} for a in annotations])
+    prompts = PromptsStage().draw({"segments": segments})
+    table = stage.write({"annotations": ANNOTATIONS.rows(list(annotations)), "prompts": prompts})
+    return revive(list[Sample], table.to_pylist())
+
+
+def test_each_seg_has_its_mask_in_order():
+    (sample,) = samples(SamplesStage(), annotation("k"))
+    assert len(sample.turns) == 4
+    assert sum(turn.answer.count("[SEG]") for turn in sample.turns) == len(sample.masks) == 4
+    for turn, mask in zip(sample.turns, sample.masks, strict=True):
+        number = int(re.search(r"cup (\d)", turn.question)[1])
+        assert np.array_equal(mask.mask(), block(number))
+        assert f"cup {number}." not in turn.question
+
+
+def test_training_groups_turns_and_evaluation_asks_one_thing():
+    trained = samples(SamplesStage(turns=3), annotation("k"))
+    assert [len(sample.turns) for sample in trained] == [3, 1]
+    asked = samples(SamplesStage(turns=3), annotation("k", "evaluation"))
+    assert [len(sample.turns) for sample in asked] == [1, 1, 1, 1]
+    assert asked[0].turns[0].question == "Please segment the cup 1 here."
+
+
+def test_evaluation_can_be_limited_per_image_and_task():
+    limited = samples(SamplesStage(evaluation_limit=2), annotation("k", "evaluation"))
+    everything = samples(SamplesStage(), annotation("k", "evaluation"))
+    assert len(limited) == 2
+    assert all(sample.turns in [other.turns for other in everything] for sample in limited)
+
+
+def test_an_image_with_evaluation_statements_is_not_trained_on():
+    mixed = annotation("k", captions=[Caption(1, "a held-out cup", "evaluation", "c")])
+    assert {(s.split, s.task) for s in samples(SamplesStage(), mixed)} == {("evaluation", "caption")}
+
+
+def test_no_target_gets_an_empty_mask():
+    nothing = annotation("k", expressions=[Expression("the cow", [], "train", "grefs")])
+    (sample,) = samples(SamplesStage(), nothing)
+    assert sample.turns[0].answer == "No target [SEG]."
+    assert sample.masks[0].area == 0
+
+
+@pytest.mark.parametrize("kinds", [("mask",), ("point", "box")])
+def test_captions_point_with_prompts_of_the_wanted_kinds(kinds):
+    captions = [Caption(n, f"number {n}", "train", "c") for n in (1, 2, 3, 4)]
+    stage = SamplesStage(tasks=("caption",), prompt_kinds=kinds, negative_rate=0.0)
+    (sample,) = samples(stage, annotation("k", captions=captions))
+    for turn, slot in zip(sample.turns, sample.prompts, strict=True):
+        assert f"<Prompt{slot.index}>" in turn.question
+        number = int(re.fullmatch(rf"<Prompt{slot.index}>: number (\d)", turn.answer)[1])
+        covers_all = slot.rle.area == 100
+        assert not (slot.rle.mask() & ~block(number)).any()
+        assert covers_all or "point" in kinds
+    assert len({slot.index for slot in sample.prompts}) == 4
+
+
+def test_negative_turns_speak_of_a_prompt_that_is_not_there():
+    captions = [Caption(n, f"number {n}", "train", "c") for n in (1, 2, 3)]
+    stage = SamplesStage(tasks=("caption",), negative_rate=1.0)
+    (sample,) = samples(stage, annotation("k", captions=captions))
+    used = {f"<Prompt{slot.index}>" for slot in sample.prompts}
+    denied = [turn for turn in sample.turns if turn.answer.endswith("is not in the image.")]
+    assert denied
+    assert not used & {turn.answer.split()[0] for turn in denied}
+
+
+def test_choices_and_references_turn_tags_into_prompts_and_masks():
+    choice = Choice(2, "Which colour? A. red B. blue", "A. red", "evaluation", "mcq")
+    tags = [Tag("<object1>", 3), Tag("<object2>", 1)]
+    reference = Reference("the cup left of <object1>", "<object2>", tags, "evaluation", "vres")
+    row = annotation("k", "evaluation", choices=[choice], references=[reference])
+    asked = {sample.task: sample for sample in samples(SamplesStage(tasks=("choice", "reference")), row)}
+    assert asked["choice"].turns[0].answer == "A. red"
+    assert "<Prompt0>" in asked["choice"].turns[0].question
+    assert np.array_equal(asked["choice"].prompts[0].rle.mask(), block(2))
+    assert asked["reference"].turns[0].question == "the cup left of <Prompt0>"
+    assert np.array_equal(asked["reference"].prompts[0].rle.mask(), block(3))
+    assert np.array_equal(asked["reference"].masks[0].mask(), block(1))
+
+
+def test_a_dialogue_never_needs_more_prompts_than_there_are():
+    tags = [Tag("<a>", 3), Tag("<b>", 1)]
+    references = [Reference("right of <a>", "<b>", tags, "train", "vres")] * 9
+    stage = SamplesStage(tasks=("reference",), turns=9, prompts=4)
+    made = samples(stage, annotation("k", references=references))
+    assert [len(sample.turns) for sample in made] == [4, 4, 1]
+    assert all(sorted(slot.index for slot in sample.prompts) <= [0, 1, 2, 3] for sample in made)
+
+
+def test_rows_depend_on_the_image_alone_and_failed_images_say_nothing():
+    both = samples(SamplesStage(), annotation("a"), annotation("b"))
+    assert [s for s in both if s.image_key == "b"] == samples(SamplesStage(), annotation("b"))
+    assert samples(SamplesStage(), annotation("a", error="data: bad")) == []

@@ -1,0 +1,487 @@
+"""The rendered scenes, judged by the files alone: nothing below asks the generator what it meant.
+
+The checker knows kind, colour and size of a shape from its caption, and its place from its pixels in the panoptic PNG. It
+reads a phrase twice, as strictly and as liberally as people might, and both readings must name the same shape.
+"""
+
+import io
+import json
+import os
+import pickle
+import pickletools
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from schemas.artifact import Artifact, verify
+from schemas.pictures import examine, image_key
+from schemas.regions import Rle
+from schemas.storage import Folder
+from stages.base import Resources
+from stages.source import SourceStage
+from stages.sources.shapes import ShapesConfig, write_shapes
+
+SCENES = ShapesConfig(train=60, evaluation=12, size=96, objects=(4, 6))
+FEW = ShapesConfig(train=9, evaluation=3, size=96)
+MANY = ShapesConfig(train=110, evaluation=10, size=64, objects=(1, 2))
+RGB = {  # as a painter would mix them
+    "red": (214, 35, 45),
+    "orange": (248, 120, 20),
+    "yellow": (252, 220, 40),
+    "green": (45, 158, 65),
+    "cyan": (75, 215, 225),
+    "blue": (40, 85, 210),
+    "purple": (118, 58, 158),
+    "pink": (250, 140, 185),
+}
+KINDS = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "heart")
+
+
+def write(config: ShapesConfig, root: Path) -> Folder:
+    folder = Folder(str(root))
+    names = write_shapes(config, folder, lambda done, total: None)
+    assert sorted(names) == list(folder.tree())
+    return folder
+
+
+def contents(folder: Folder) -> dict[str, bytes]:
+    return {name: folder.read(name) for name in folder.tree()}
+
+
+# -- what the files say of a picture ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A shape as its caption and its pixels have it; `x` and `y` run from 0 to 1."""
+
+    colour: str
+    kind: str
+    size: str
+    mask_HW: np.ndarray
+    caption: str
+    annotation: dict[str, Any]
+
+    @property
+    def noun(self) -> str:
+        return f"{self.colour} {self.kind}"
+
+    @property
+    def x(self) -> float:
+        return float((np.nonzero(self.mask_HW)[1].mean() + 0.5) / len(self.mask_HW))
+
+    @property
+    def y(self) -> float:
+        return float((np.nonzero(self.mask_HW)[0].mean() + 0.5) / len(self.mask_HW))
+
+
+@dataclass(frozen=True)
+class Files:
+    """A rendered data set, read back."""
+
+    folder: Folder
+
+    def load(self, name: str) -> Any:
+        data = self.folder.read(name)
+        return pickle.loads(data) if name.endswith(".p") else json.loads(data)
+
+    @property
+    def images(self) -> dict[str, dict[str, Any]]:
+        return {image["file_name"]: image for image in self.load("instances.json")["images"]}
+
+    def ids_HW(self, image_id: int) -> np.ndarray:
+        pixels_HWC = np.asarray(Image.open(io.BytesIO(self.folder.read(f"panoptic/{image_id:012}.png"))), int)
+        return pixels_HWC @ [1, 256, 65536]
+
+    def things(self, name: str) -> list[Thing]:
+        """The shapes of a picture, instance by instance."""
+        image_id = self.images[name]["id"]
+        (said,) = (each for each in self.load("captions.json")["annotations"] if each["image_id"] == image_id)
+        annotations = [each for each in self.load("instances.json")["annotations"] if each["image_id"] == image_id]
+        ids_HW, things = self.ids_HW(image_id), []
+        for segment, annotation in zip(said["segments_info"], annotations, strict=True):
+            size, colour, kind = re.match(r"a (\w+) (\w+) (\w+)", segment["description"]).groups()
+            things.append(Thing(colour, kind, size, ids_HW == segment["id"], segment["description"], annotation))
+        return things
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return Files(write(SCENES, tmp_path_factory.mktemp("scenes")))
+
+
+@pytest.fixture(scope="module")
+def scenes(files: Files) -> dict[str, list[Thing]]:
+    """picture -> its shapes"""
+    return {name: files.things(name) for name in files.images}
+
+
+# -- what a phrase names ----------------------------------------------------------------------------------------------
+
+SIDES = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+EDGES = {"leftmost": (-1, 0), "rightmost": (1, 0), "topmost": (0, -1), "bottommost": (0, 1)}
+LIKE = "with the same (?:colour|shape) as"
+NOUN = rf"(?P<size>small|large)? ?(?P<colour>{'|'.join(RGB)})? ?(?P<kind>{'|'.join(KINDS)}|shape)"
+PLACE = rf"(?P<relation>{'|'.join(SIDES)}|{LIKE}) (?P<anchor>the .+|<object1>)"
+PHRASE = re.compile(rf"the (?P<extreme>{'|'.join(EDGES)}|largest|smallest)? ?{NOUN}(?: {PLACE})?")
+
+
+def named(text: str, things: list[Thing], *, strictly: bool, prompt: Thing | None = None) -> list[Thing]:
+    """The shapes that answer to the phrase; `strictly`, only those of which nobody would doubt it."""
+    found = PHRASE.fullmatch(text)
+    assert found, f"{text!r} is not in the grammar"
+    words = found.groupdict()
+    candidates = [thing for thing in things if thing is not prompt and fits(words, thing)]
+    if words["relation"]:
+        (anchor,) = [prompt] if prompt else named(words["anchor"], things, strictly=strictly)
+        others = [thing for thing in candidates if thing is not anchor]
+        return [thing for thing in others if stands(words["relation"], thing, anchor, strictly=strictly)]
+    return foremost(words["extreme"], candidates) if words["extreme"] else candidates
+
+
+def fits(words: dict[str, str | None], thing: Thing) -> bool:
+    kind = words["kind"] in ("shape", thing.kind)
+    return kind and words["colour"] in (None, thing.colour) and words["size"] in (None, thing.size)
+
+
+def stands(relation: str, thing: Thing, anchor: Thing, *, strictly: bool) -> bool:
+    if relation.startswith("with the same"):
+        return thing.colour == anchor.colour if "colour" in relation else thing.kind == anchor.kind
+    right, down = SIDES[relation]
+    across, along = thing.x - anchor.x, thing.y - anchor.y
+    reach = right * across + down * along
+    return reach > 0.09 and reach > 0.75 * max(abs(across), abs(along)) if strictly else reach > 0.04
+
+
+def foremost(extreme: str, candidates: list[Thing]) -> list[Thing]:
+    """Those that cannot be told from the first; an extreme among one is no comparison."""
+    assert len(candidates) > 1
+    if extreme in ("largest", "smallest"):
+        return [thing for thing in candidates if (thing.size == "large") == (extreme == "largest")]
+    right, down = EDGES[extreme]
+    reach = [right * thing.x + down * thing.y for thing in candidates]
+    return [thing for thing, value in zip(candidates, reach, strict=True) if value > max(reach) - 0.07]
+
+
+def only(text: str, things: list[Thing], prompt: Thing | None = None) -> Thing:
+    """The one shape that the phrase names on either reading."""
+    strict, liberal = (named(text, things, strictly=strictly, prompt=prompt) for strictly in (True, False))
+    assert len(strict) == 1 and strict == liberal, f"{text!r} names {len(strict)} to {len(liberal)}"
+    return strict[0]
+
+
+def family(text: str) -> str:
+    words = PHRASE.fullmatch(text).groupdict()
+    return next((name for name in ("relation", "extreme", "size") if words[name]), "attribute")
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_expression_names_its_object_and_no_other(files: Files, scenes: dict[str, list[Thing]]):
+    seen: dict[str, int] = {}
+    for ref in files.load("refs.p"):
+        things = scenes[ref["file_name"]]
+        for sentence in ref["sentences"]:
+            assert only(sentence["sent"], things).annotation["id"] == ref["ann_id"], f"{ref['file_name']}: {sentence['sent']}"
+            seen[family(sentence["sent"])] = seen.get(family(sentence["sent"]), 0) + 1
+    assert seen.keys() == {"attribute", "size", "relation", "extreme"}
+    assert seen["attribute"] > 0.5 * sum(seen.values())
+
+
+def test_every_object_has_two_or_three_draws_of_different_words(files: Files):
+    refs = files.load("refs.p")
+    assert [ref["ann_id"] for ref in refs] == [each["id"] for each in files.load("instances.json")["annotations"]]
+    texts = [[sentence["sent"] for sentence in ref["sentences"]] for ref in refs]
+    assert all(1 <= len(set(some)) == len(some) <= 3 for some in texts)
+    ids = [sentence["sent_id"] for ref in [*refs, *files.load("grefs.json")] for sentence in ref["sentences"]]
+    assert len(set(ids)) == len(ids)
+    for ref in refs:
+        assert all(sentence["tokens"] == sentence["sent"].split() == sentence["raw"].split() for sentence in ref["sentences"])
+
+
+def test_an_expression_without_a_target_names_nothing(files: Files, scenes: dict[str, list[Thing]]):
+    refs = files.load("grefs.json")
+    assert refs
+    for ref in refs:
+        assert ref["no_target"] and ref["ann_id"] == [-1]
+        for sentence in ref["sentences"]:
+            assert named(sentence["sent"], scenes[ref["file_name"]], strictly=False) == []
+
+
+def test_references_hold_plain_data_only(files: Files):
+    opcodes = {opcode.name for opcode, _, _ in pickletools.genops(files.folder.read("refs.p"))}
+    assert not opcodes & {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE", "BUILD", "EXT1"}
+
+
+def test_captions_tell_place_and_neighbour(scenes: dict[str, list[Thing]]):
+    rows, columns = ("upper", "", "lower"), ("left", "", "right")
+    alone = {
+        "": "in the centre",
+        "upper": "at the top",
+        "lower": "at the bottom",
+        "left": "on the left",
+        "right": "on the right",
+    }
+    neighbours = 0
+    for things in scenes.values():
+        for thing in things:
+            row, column = rows[int(3 * thing.y)], columns[int(3 * thing.x)]
+            place = f"in the {row} {column}" if row and column else alone[row + column]
+            start = f"a {thing.size} {thing.noun} {place}"
+            assert thing.caption.startswith(start)
+            if rest := thing.caption.removeprefix(start):
+                relation, anchor = re.fullmatch(r", (.+?) (the .+)", rest).groups()
+                assert stands(relation, thing, only(anchor, things), strictly=True)
+                neighbours += 1
+    assert neighbours
+
+
+def test_captions_of_the_evaluation_are_those_of_the_segments(files: Files, scenes: dict[str, list[Thing]]):
+    detailed = files.load("perbench/detailed_caption.json")
+    assert [each["image_name"] for each in detailed] == [name for name in scenes if name.startswith("eval/")]
+    for each in detailed:
+        things = scenes[each["image_name"]]
+        assert [thing.caption for thing in things] == [said["caption"] for said in each["object_annotations"]]
+        assert [thing.noun for thing in things] == [
+            at(said["segmentation"], things).noun for said in each["object_annotations"]
+        ]
+
+
+def at(segmentation: dict[str, Any], things: list[Thing]) -> Thing:
+    """The shape that a run-length mask is, pixel for pixel."""
+    mask_HW = mask_of(segmentation)
+    (thing,) = (thing for thing in things if (thing.mask_HW == mask_HW).all())
+    return thing
+
+
+def mask_of(segmentation: Any) -> np.ndarray:
+    return Rle.from_coco(segmentation, SCENES.size, SCENES.size).mask()
+
+
+def test_a_question_has_exactly_one_right_option(files: Files, scenes: dict[str, list[Thing]]):
+    subjects = set()
+    for record in [*files.load("train_mcq.json"), *files.load("perbench/mcq.json")]:
+        things = scenes[record["image_name"]]
+        for asked in record["mcqs"]:
+            question, *options = re.fullmatch(r"which (.+)\? A\. (.+) B\. (.+) C\. (.+) D\. (.+)", asked["question"]).groups()
+            thing = at(asked["object"], things)
+            sure, possible = (right_answers(question, thing, things, strictly=strictly) for strictly in (True, False))
+            lines = [f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True)]
+            assert len(set(options)) == 4
+            assert [line for line in lines if line[3:] in possible] == [asked["answer"]], asked
+            assert asked["answer"][3:] in sure
+            subjects.add(question)
+    assert {"colour is it", "shape is it"} < subjects
+
+
+def right_answers(question: str, thing: Thing, things: list[Thing], *, strictly: bool) -> set[str]:
+    if question in ("colour is it", "shape is it"):
+        return {thing.colour if question.startswith("colour") else thing.kind}
+    side = re.fullmatch(r"shape is (.+) it", question).group(1)
+    others = [other for other in things if other is not thing]
+    return {other.noun for other in others if stands(side, other, thing, strictly=strictly)}
+
+
+@pytest.mark.parametrize("name", ["train_vres.json", "perbench/vres.json"])
+def test_a_pointer_leads_to_exactly_one_shape(files: Files, scenes: dict[str, list[Thing]], name: str):
+    records = files.load(name)
+    assert records
+    for record in records:
+        things = scenes[record["image_name"]]
+        prompt, target = (at(record["segmentations"][tag], things) for tag in ("<object1>", "<object2>"))
+        assert record["answer"] == "<object2>" and "<object1>" in record["question"]
+        assert only(record["question"].removeprefix("segment "), things, prompt) is target
+
+
+# -- masks ------------------------------------------------------------------------------------------------------------
+
+
+def test_masks_are_those_of_the_panoptic_png(scenes: dict[str, list[Thing]]):
+    sorts = {list: 0, dict: 0}
+    for things in scenes.values():
+        for thing in things:
+            annotation, segmentation = thing.annotation, thing.annotation["segmentation"]
+            mask_HW = mask_of(segmentation)
+            sorts[type(segmentation)] += 1
+            assert (mask_HW == thing.mask_HW).all()
+            assert annotation["area"] == thing.mask_HW.sum()
+            assert annotation["bbox"] == box_of(thing.mask_HW)
+    assert min(sorts.values()) > 5
+
+
+def box_of(mask_HW: np.ndarray) -> list[int]:
+    y, x = np.nonzero(mask_HW)
+    return [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
+
+
+def test_no_pixel_belongs_to_two_shapes(files: Files):
+    for each in files.load("perbench/detailed_caption.json"):
+        masks_NHW = np.array([mask_of(said["segmentation"]) for said in each["object_annotations"]])
+        assert masks_NHW.sum(axis=0).max() == 1
+
+
+def test_the_panoptic_file_accounts_for_every_pixel(files: Files):
+    panoptic = files.load("panoptic.json")
+    categories = {each["id"]: each for each in panoptic["categories"]}
+    instances = files.load("instances.json")["annotations"]
+    for annotation in panoptic["annotations"]:
+        ids_HW, segments = files.ids_HW(annotation["image_id"]), annotation["segments_info"]
+        assert {segment["id"] for segment in segments} == set(np.unique(ids_HW).tolist())
+        for segment in segments:
+            assert segment["area"] == (ids_HW == segment["id"]).sum()
+            assert segment["bbox"] == box_of(ids_HW == segment["id"])
+        things = [each for each in segments if categories[each["category_id"]]["isthing"]]
+        twins = [each for each in instances if each["image_id"] == annotation["image_id"]]
+        assert [(e["category_id"], e["area"], e["bbox"]) for e in things] == [
+            (e["category_id"], e["area"], e["bbox"]) for e in twins
+        ]
+        assert 1 <= len(segments) - len(things) <= 2
+
+
+def test_categories_are_the_kinds(files: Files, scenes: dict[str, list[Thing]]):
+    names = {each["id"]: each["name"] for each in files.load("instances.json")["categories"]}
+    assert {names[thing.annotation["category_id"]] for things in scenes.values() for thing in things} <= set(KINDS)
+    assert all(names[thing.annotation["category_id"]] == thing.kind for things in scenes.values() for thing in things)
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_decode_at_their_size(files: Files):
+    forms = [examine(files.folder.read(name)) for name in files.images]
+    assert {pixels_HWC.shape for _, pixels_HWC in forms} == {(SCENES.size, SCENES.size, 3)}
+    assert [form for form, _ in forms] == ["PNG" if number % 10 == 0 else "JPEG" for number in range(1, len(forms) + 1)]
+    assert {(image["width"], image["height"]) for image in files.images.values()} == {(SCENES.size, SCENES.size)}
+
+
+def test_shapes_have_the_colour_and_the_size_that_is_said(files: Files, scenes: dict[str, list[Thing]]):
+    for name, things in scenes.items():
+        _, pixels_HWC = examine(files.folder.read(name))
+        for thing in things:
+            seen = hue(np.median(pixels_HWC[thing.mask_HW], axis=0))
+            assert min(RGB, key=lambda colour: np.abs(seen - hue(RGB[colour])).sum()) == thing.colour, name
+            longest = max(thing.annotation["bbox"][2:]) / SCENES.size
+            if isinstance(thing.annotation["segmentation"], list):  # nothing of it is hidden
+                assert (longest < 0.28) == (thing.size == "small")
+
+
+def hue(rgb: Any) -> np.ndarray:
+    """The colour without its brightness, which light and shadow change."""
+    return np.asarray(rgb) / np.sum(rgb)
+
+
+def test_no_evaluation_scene_is_seen_in_training(files: Files):
+    images, refs = files.images, [*files.load("refs.p"), *files.load("grefs.json")]
+    splits = {image["id"]: "train" if name.startswith("train/") else "val" for name, image in images.items()}
+    assert len(splits) == SCENES.train + SCENES.evaluation
+    assert all(ref["split"] == splits[ref["image_id"]] for ref in refs)
+    assert all(each["split"] == splits[each["image_id"]] for each in files.load("captions.json")["annotations"])
+    for name in ("mcq", "vres"):
+        assert {each["image_name"].split("/")[0] for each in files.load(f"perbench/{name}.json")} == {"eval"}
+        assert {each["image_name"].split("/")[0] for each in files.load(f"train_{name}.json")} == {"train"}
+    keys = {name: image_key(examine(files.folder.read(name))[1]) for name in images}
+    assert len(set(keys.values())) == len(keys)
+
+
+# -- the same bytes again ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """name -> bytes of a few scenes, rendered in one go"""
+    return contents(write(FEW, tmp_path_factory.mktemp("few")))
+
+
+def test_the_seed_decides_every_byte(first: dict[str, bytes], tmp_path: Path):
+    again = contents(write(FEW, tmp_path / "again"))
+    other = contents(write(FEW.model_copy(update={"seed": 1}), tmp_path / "other"))
+    assert again == first
+    assert other.keys() == first.keys()
+    assert [name for name in first if other[name] == first[name]] == []
+
+
+def test_a_scene_does_not_depend_on_how_many_there_are(files: Files, tmp_path: Path):
+    """Here four of the first six are for training and two for evaluation."""
+    few = Files(write(SCENES.model_copy(update={"train": 4, "evaluation": 2}), tmp_path))
+    assert list(few.images) == [f"{folder}/{n:012}.jpg" for n, folder in enumerate(4 * ["train"] + 2 * ["eval"], start=1)]
+    for name, image in few.images.items():
+        before = name.replace("eval", "train")
+        assert few.folder.read(name) == files.folder.read(before)
+        png = f"panoptic/{image['id']:012}.png"
+        assert few.folder.read(png) == files.folder.read(png)
+    for name in ("instances.json", "panoptic.json", "captions.json"):
+        assert first_six(few.load(name)["annotations"]) == first_six(files.load(name)["annotations"])
+    for name in ("refs.p", "grefs.json"):
+        assert first_six(few.load(name)) == first_six(files.load(name))
+
+
+def first_six(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of the first six scenes, without what says which split they belong to."""
+    apart = ("split", "file_name")
+    return [{key: each[key] for key in each if key not in apart} for each in records if each["image_id"] <= 6]
+
+
+def test_a_second_run_makes_what_is_missing_and_only_that(first: dict[str, bytes], tmp_path: Path):
+    folder = write(FEW, tmp_path)
+    gone = list(first)[::2]
+    for name in gone:
+        folder.remove(name)
+    kept = {name: os.stat(tmp_path / name).st_ino for name in first if name not in gone and "/0" in name}
+    write(FEW, tmp_path)
+    assert contents(folder) == first
+    assert len(kept) > 10
+    assert {name: os.stat(tmp_path / name).st_ino for name in kept} == kept
+
+
+@pytest.mark.parametrize(("kept", "left"), [(0, b""), (0, bytes(3000)), (200, b""), (200, bytes(3000))])
+def test_a_picture_that_a_power_cut_left_torn_is_painted_anew(first: dict[str, bytes], tmp_path: Path, kept: int, left: bytes):
+    folder = write(FEW, tmp_path)
+    for name in ("train/000000000001.jpg", "eval/000000000010.png", "panoptic/000000000002.png"):
+        folder.write(name, first[name][:kept] + left)
+    write(FEW, tmp_path)
+    assert contents(folder) == first
+
+
+def test_a_killed_run_leaves_whole_files_and_is_taken_up(tmp_path: Path):
+    unbroken, killed = contents(write(MANY, tmp_path / "unbroken")), Folder(str(tmp_path / "killed"))
+    code = f"""
+import os, signal
+from schemas.storage import Folder
+from stages.sources.shapes import ShapesConfig, write_shapes
+def progress(done, total):
+    if done > 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+write_shapes(ShapesConfig.model_validate_json({MANY.model_dump_json()!r}), Folder({killed.url!r}), progress)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False)
+    assert run.returncode == -signal.SIGKILL
+    left = contents(killed)
+    assert len(left) > 40
+    assert all(unbroken[name] == data for name, data in left.items())
+    (tmp_path / "killed/train/.000000000030.png.0.tmp").write_bytes(unbroken["train/000000000030.png"][:99])
+    write(MANY, tmp_path / "killed")
+    assert contents(killed) == unbroken
+
+
+# -- the stage --------------------------------------------------------------------------------------------------------
+
+
+def test_the_stage_tells_how_far_it_is_and_its_files_can_be_verified(tmp_path: Path):
+    told: list[tuple[int, int, str, str]] = []
+    stage, output = SourceStage(shapes=MANY), Artifact(Folder(str(tmp_path)), {"stage": "source"})
+    outcome = stage.run({}, output, Resources(), lambda done, total, unit, note="": told.append((done, total, unit, note)))
+    record = output.seal("then", "now", {}, code="", packages={}, summary=outcome.summary)
+    assert len(told) <= 100
+    assert told[-1] == (120, 120, "scenes", "")
+    assert [done for done, *_ in told] == sorted({done for done, *_ in told})
+    assert outcome.summary == {"files": len(record.parts), "scenes": 120}
+    assert verify(output.folder) == []

@@ -1,0 +1,225 @@
+"""Artifacts zipped by key, samples in an order that follows from the seed, and work done ahead by other threads."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from schemas import tables
+from schemas.artifact import Artifact
+from schemas.errors import BrokenArtifact, DataError
+from schemas.storage import Folder
+from student.data import Corpus, FeatureReader, Order, PictureReader, ahead, encode_question
+from student.sequence import IGNORED
+from tests.student.micro import micro_config, micro_vocabulary
+from tests.student.stores import SPECS, Store, sealed, write_store
+
+
+def open_corpus(store: Store, **changes: Any) -> Corpus:
+    parts = {"samples": store.samples, "images": store.images, "features": store.features}
+    return Corpus(**{**parts, "vocabulary": micro_vocabulary(), "config": micro_config(), **changes})
+
+
+def remade(artifact: Artifact, folder: Folder, change: Callable[[int, pa.Table], pa.Table]) -> Artifact:
+    """The artifact with each shard put through `change`."""
+    assert artifact.table
+    return sealed(folder, artifact.name, artifact.table, [change(k, rows) for k, rows in enumerate(artifact.iterate())])
+
+
+def with_column(rows: pa.Table, name: str, values: list[Any]) -> pa.Table:
+    at = rows.schema.get_field_index(name)
+    return rows.set_column(at, rows.schema.field(at), pa.array(values, rows.schema.field(at).type))
+
+
+def test_a_sample_comes_with_its_picture_and_its_features(store: Folder, rng: np.random.Generator):
+    made = write_store(store, rng, pictures=4)
+    corpus = open_corpus(made, split="evaluation")
+    assert [corpus.sample(i).task for i in range(len(corpus))] == ["segmentation", "caption", "choice"] * 2
+    for number in range(len(corpus)):
+        example, sample, shard = corpus[number], corpus.sample(number), number // 3
+        row = made.images.read(shard)["image_key"].to_pylist().index(sample.image_key)
+        height, width = made.images.read(shard)["height"][row].as_py(), made.images.read(shard)["width"][row].as_py()
+        assert corpus.picture(number).shape == (height, width, 3)
+        assert example.sample_id == sample.sample_id
+        assert len(example.masks_nHW) == len(sample.masks)
+        for name, spec in SPECS.items():
+            stored = made.features[name].read(shard)["feature"][row].as_py()
+            assert np.array_equal(example.features[name].float().numpy(), spec.decode(stored))
+
+
+def test_features_are_views_of_the_mapped_file(small_store: Store):
+    reader = FeatureReader(small_store.features["sam2"])
+    bits = reader.bits(1, 2)
+    assert bits.shape == SPECS["sam2"].shape
+    assert not bits.flags.owndata
+    assert not bits.flags.writeable
+    mine = reader.read(1, 2)
+    assert mine.dtype == torch.bfloat16
+    assert np.array_equal(mine.view(torch.uint16).numpy(), bits)
+
+
+def test_an_empty_shard_has_no_features(tmp_path):
+    table = tables.features(SPECS["sam2"])
+    reader = FeatureReader(sealed(Folder(str(tmp_path)), "features/sam2", table, [table.rows([])]))
+    assert reader.keys == [[]]
+
+
+def test_a_table_without_features_is_refused(small_store: Store):
+    with pytest.raises(DataError, match="no teacher features"):
+        FeatureReader(small_store.images)
+
+
+def test_a_picture_that_was_just_read_is_not_decoded_again(small_store: Store):
+    reader = PictureReader(small_store.images, cache_bytes=2 * 64 * 64 * 3)
+    first = reader.read(0, 0)
+    assert reader.read(0, 0) is first
+    for row in range(4):
+        reader.read(1, row)
+    again = reader.read(0, 0)
+    assert again is not first
+    assert np.array_equal(again, first)
+
+
+def test_training_and_evaluation_share_no_picture(small_store: Store):
+    train, evaluation = open_corpus(small_store), open_corpus(small_store, split="evaluation")
+    assert (len(train), len(evaluation)) == (18, 6)
+    keys = [{corpus.sample(i).image_key for i in range(len(corpus))} for corpus in (train, evaluation)]
+    assert not keys[0] & keys[1]
+
+
+def test_a_picture_with_evaluation_samples_is_left_out_of_training(small_store: Store):
+    def leak(shard: int, rows: pa.Table) -> pa.Table:
+        return with_column(rows, "split", ["train", "train", "evaluation", *rows["split"].to_pylist()[3:]])
+
+    corpus = open_corpus(small_store, samples=remade(small_store.samples, small_store.folder.child("leaky"), leak))
+    assert len(corpus) == 12
+    assert corpus.dropped == {"evaluated": 4}
+
+
+def test_samples_of_failed_rows_are_left_out_and_counted(small_store: Store):
+    table, folder = small_store.features["sam2"].table, small_store.folder.child("failed")
+    assert table
+
+    def failing(shard: int, rows: pa.Table) -> pa.Table:
+        errors = ["data: broken" if row == shard else None for row in range(len(rows))]
+        blank = [None if error else value for error, value in zip(errors, rows["feature"].to_pylist(), strict=True)]
+        return with_column(with_column(rows, "feature", blank), "error", errors)
+
+    def first_fails(shard: int, rows: pa.Table) -> pa.Table:
+        return with_column(rows, "error", ["data: broken" if shard == row == 0 else None for row in range(len(rows))])
+
+    features = small_store.features | {"sam2": remade(small_store.features["sam2"], folder, failing)}
+    corpus = open_corpus(small_store, features=features, images=remade(small_store.images, folder, first_fails))
+    assert corpus.dropped == {"picture": 3, "sam2": 3}
+    assert len(corpus) == 12
+
+
+def test_a_shuffled_feature_shard_is_refused(small_store: Store):
+    turned = lambda shard, rows: rows.take([0, 2, 1, 3]) if shard else rows  # noqa: E731
+    features = {"sam2": remade(small_store.features["sam2"], small_store.folder.child("shuffled"), turned)}
+    with pytest.raises(BrokenArtifact, match=r"shuffled/features/sam2: shard 1, row 1 is of picture"):
+        open_corpus(small_store, features=features)
+
+
+def test_a_feature_shard_of_other_length_is_refused(small_store: Store):
+    cut = lambda shard, rows: rows.slice(0, 3) if shard else rows  # noqa: E731
+    features = {"sam2": remade(small_store.features["sam2"], small_store.folder.child("cut"), cut)}
+    with pytest.raises(BrokenArtifact, match="shard 1 has 3 rows, the pictures 4"):
+        open_corpus(small_store, features=features)
+
+
+def test_shuffled_samples_are_refused(small_store: Store):
+    turned = lambda shard, rows: rows.take([3, 4, 5, 0, 1, 2, *range(6, 12)]) if shard else rows  # noqa: E731
+    samples = remade(small_store.samples, small_store.folder.child("shuffled"), turned)
+    with pytest.raises(BrokenArtifact, match="shard 1, row 3: picture .* comes before"):
+        open_corpus(small_store, samples=samples)
+
+
+def test_samples_of_another_shard_are_refused(small_store: Store):
+    shards = list(small_store.samples.iterate())
+    samples = remade(small_store.samples, small_store.folder.child("swapped"), lambda shard, _: shards[1 - shard])
+    with pytest.raises(BrokenArtifact, match="shard 0, row 0: picture .* is not in this shard"):
+        open_corpus(small_store, samples=samples)
+
+
+def test_another_number_of_shards_is_refused(small_store: Store):
+    shard = small_store.samples.read(0)
+    samples = sealed(small_store.folder.child("fewer"), "samples", tables.SAMPLES, [shard])
+    with pytest.raises(BrokenArtifact, match="1 shards, the pictures have 2"):
+        open_corpus(small_store, samples=samples)
+
+
+def test_a_question_leaves_the_last_answer_open(small_store: Store):
+    corpus = open_corpus(small_store)
+    sample, picture = corpus.sample(0), corpus.picture(0)
+    asked = encode_question(corpus.vocabulary, corpus.config, sample, picture, prefix_answer="It is")
+    told = corpus.vocabulary.decode(asked.tokens_L)
+    assert told.endswith("a cat here.<|im_end|>\nIt is")
+    assert "It is [SEG].<|endoftext|>" in told
+    assert len(asked.masks_nHW) == 1
+    alone = encode_question(corpus.vocabulary, corpus.config, replace(sample, turns=sample.turns[:1]), picture)
+    assert (alone.labels_L == IGNORED).all()
+    assert len(alone.masks_nHW) == 0
+
+
+def test_every_epoch_shows_every_sample_once_in_its_own_order():
+    order = Order(seed=3, size=7)
+    epochs = [order.between(7 * epoch, 7 * epoch + 7) for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert Order(3, 7).between(0, 21) == list(chain(*epochs))
+    assert Order(4, 7).between(0, 21) != list(chain(*epochs))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_the_number_of_workers_does_not_change_the_order(workers: int):
+    order, batch = Order(seed=0, size=11), 8
+    seen = [
+        order.between(step * batch + rank * batch // workers, step * batch + (rank + 1) * batch // workers)
+        for step in range(5)
+        for rank in range(workers)
+    ]
+    assert list(chain(*seen)) == order.between(0, 5 * batch)
+
+
+def test_work_is_done_ahead_in_order_and_within_bounds():
+    started: list[int] = []
+
+    def make(item: int) -> int:
+        started.append(item)
+        return item * item
+
+    coming = ahead(make, range(100), depth=3, threads=2)
+    assert [next(coming) for _ in range(5)] == [0, 1, 4, 9, 16]
+    assert max(started) <= 4 + 3
+    coming.close()
+
+
+def test_what_is_left_when_the_items_end_still_comes():
+    assert list(ahead(str, range(3), depth=8)) == ["0", "1", "2"]
+
+
+def test_an_error_ahead_is_raised_in_its_turn_and_the_threads_end():
+    def make(item: int) -> int:
+        if item == 2:
+            raise DataError("bad", "item 2")
+        return item
+
+    coming = ahead(make, range(9))
+    assert [next(coming), next(coming)] == [0, 1]
+    with pytest.raises(DataError, match="item 2: bad"):
+        next(coming)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_closing_ends_the_threads():
+    coming = ahead(str, iter(range(1000)))
+    assert next(coming) == "0"
+    coming.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]

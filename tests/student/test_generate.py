@@ -1,0 +1,132 @@
+"""Answers by cache and by batch are those of a plain loop, and a mask asked for in an answer is the mask of training."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from student.generate import Generated, generate
+from student.model import PixelSail
+from student.sequence import Example, collate, encode
+from tests.student.micro import micro_config, micro_vocabulary, picture, square
+
+STEPS = 7
+
+
+@pytest.fixture(scope="module")
+def student() -> PixelSail:
+    return PixelSail(micro_config(), micro_vocabulary(), torch.Generator().manual_seed(0)).eval()
+
+
+def question(rng: np.random.Generator, text: str, height: int = 40, width: int = 56, **over) -> Example:
+    settings = {"turns": [(text, None)], "image": picture(rng, height, width), "sample_id": text}
+    return encode(micro_vocabulary(), micro_config(), **(settings | over))
+
+
+@pytest.fixture
+def questions(rng: np.random.Generator) -> list[Example]:
+    """Of different lengths and grids, one with a marked region, one without a picture, one with a begun answer."""
+    return [
+        question(rng, "Please segment the red circle."),
+        question(rng, "What is <Prompt1>?", 64, 30, prompts=[(1, square(64, 30, 5, 5, 20))]),
+        question(rng, "And this?", image=None),
+        question(rng, "Where is it?", 20, 33, prefix_answer="It is [SEG]"),
+        question(rng, "A blue square beside it, and then a longer question?", 20, 33),
+    ]
+
+
+def extended(example: Example, token: int) -> Example:
+    """The example with one more text token."""
+    grown = {"tokens_L": token, "labels_L": -100, "patch_index_L": -1, "prompt_index_L": -1}
+    arrays = {name: np.append(getattr(example, name), value) for name, value in grown.items()}
+    position_3L = np.hstack([example.positions_3L, np.full((3, 1), example.positions_3L.max() + 1)])
+    return replace(example, **arrays, positions_3L=position_3L)
+
+
+@torch.no_grad()
+def plain(student: PixelSail, example: Example) -> list[int]:
+    """The likeliest tokens, each by reading everything before it anew."""
+    tokens: list[int] = []
+    while len(tokens) < STEPS:
+        state = student.states(collate([example]))[0, -1]
+        tokens.append(int(student.logits(state).argmax()))
+        if tokens[-1] in (micro_vocabulary().end_of_text, micro_vocabulary().turn_end):
+            return tokens[:-1]
+        example = extended(example, tokens[-1])
+    return tokens
+
+
+def same(one: Generated, other: Generated) -> bool:
+    assert torch.allclose(one.mask_logits_nhw, other.mask_logits_nhw, atol=1e-4)
+    return (one.text, one.token_ids) == (other.text, other.token_ids)
+
+
+def test_answers_are_those_of_a_plain_loop(student: PixelSail, questions: list[Example]):
+    answers = generate(student, micro_vocabulary(), questions, STEPS)
+    assert [answer.token_ids for answer in answers] == [plain(student, example) for example in questions]
+    assert len({tuple(answer.token_ids) for answer in answers}) > 1
+
+
+def test_answers_do_not_depend_on_the_batch(student: PixelSail, questions: list[Example]):
+    together = generate(student, micro_vocabulary(), questions, STEPS)
+    alone = [generate(student, micro_vocabulary(), [example], STEPS)[0] for example in questions]
+    by_two = generate(student, micro_vocabulary(), questions, STEPS, batch=2)
+    assert all(map(same, together, alone))
+    assert all(map(same, together, by_two))
+
+
+def saying(student: PixelSail, example: Example, token: int) -> PixelSail:
+    """A student that answers `example` with `token` first: its head reads nothing but the state it has there."""
+    changed = PixelSail(micro_config(), micro_vocabulary(), None)
+    changed.load_state_dict(student.state_dict())
+    with torch.no_grad():
+        state = student.states(collate([example]))[0, -1]
+        head = changed.single_transformer.lm_head.weight
+        head.zero_()
+        head[token] = state
+    return changed.eval()
+
+
+@torch.no_grad()
+def test_a_mask_of_the_answer_is_the_mask_of_training(student: PixelSail, rng: np.random.Generator):
+    image, vocabulary = picture(rng, 40, 56), micro_vocabulary()
+    asked = question(rng, "Where?", image=image)
+    answer = generate(saying(student, asked, vocabulary.seg), vocabulary, [asked], max_new_tokens=1)[0]
+    assert answer.token_ids == [vocabulary.seg]
+    taught = question(rng, "Where?", image=image, turns=[("Where?", "[SEG]")], masks=[square(40, 56, 2, 2, 9)])
+    assert torch.allclose(answer.mask_logits_nhw, student(collate([taught])).mask_logits[0], atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_begun_answer_brings_its_mask(student: PixelSail, rng: np.random.Generator):
+    image = picture(rng, 40, 56)
+    masks = [square(40, 56, 2, 2, 9), square(40, 56, 20, 20, 9)]
+    earlier = ("Where is red?", "It is [SEG].")
+    asked = question(rng, "", image=image, turns=[earlier, ("And blue?", None)], masks=masks[:1], prefix_answer="Here: [SEG]")
+    (answer,) = generate(student, micro_vocabulary(), [asked], max_new_tokens=1)
+    taught = question(rng, "", image=image, turns=[earlier, ("And blue?", "Here: [SEG]")], masks=masks)
+    assert torch.allclose(answer.mask_logits_nhw, student(collate([taught])).mask_logits[0][1:], atol=1e-5)
+
+
+@pytest.mark.parametrize("stop", ["end_of_text", "turn_end"])
+def test_an_answer_ends_at_the_stop(student: PixelSail, rng: np.random.Generator, stop: str):
+    asked = question(rng, "What is red?")
+    silent = saying(student, asked, getattr(micro_vocabulary(), stop))
+    (answer,) = generate(silent, micro_vocabulary(), [asked], STEPS)
+    assert (answer.text, answer.token_ids, answer.mask_logits_nhw.numel()) == ("", [], 0)
+
+
+def test_no_question_has_no_answer(student: PixelSail):
+    assert generate(student, micro_vocabulary(), []) == []
+
+
+def test_masks_have_the_size_of_the_picture():
+    logits = torch.tensor([[[4.0, -4.0], [4.0, -4.0]], [[-1.0, -1.0], [-1.0, -1.0]]])
+    masks = Generated("", [], logits).masks(4, 6)
+    assert masks.dtype == bool
+    assert masks.shape == (2, 4, 6)
+    assert masks[0, :, :3].all()
+    assert not masks[0, :, 3:].any()
+    assert not masks[1].any()
+    assert Generated("", [], torch.zeros(0, 1, 1)).masks(4, 6).shape == (0, 4, 6)

@@ -1,0 +1,238 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from schemas.errors import ConfigError, DataError
+from student.config import LossConfig, OptimConfig, TeacherLoss
+from student.losses import Distillation, choose_points, lm_loss, losses, mask_losses, point_losses, sample
+from student.model import PixelSail
+from student.optim import check_finite, optimizer, step
+from student.sequence import IGNORED, collate
+from tests.student.micro import micro_config, micro_vocabulary, pointed, spoken
+
+TEACHERS = {
+    "sam2": TeacherLoss(reads="patches", weight=0.5),
+    "mask2former": TeacherLoss(reads="mask_features", weight=2.0),
+}
+CHANNELS = {"sam2": 4, "mask2former": 5}
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def loss_config(**over) -> LossConfig:
+    return LossConfig(**({"points": 40, "distillation": TEACHERS} | over))
+
+
+def features(rng, names=("sam2", "mask2former")) -> dict[str, np.ndarray]:
+    shapes = {"sam2": (4, 6, 6), "mask2former": (5, 9, 14)}
+    return {name: rng.standard_normal(shapes[name]).astype(np.float32) for name in names}
+
+
+def mixed(rng):
+    """Two samples of one size with masks, one of another size, one without masks and one without a picture."""
+    return [
+        pointed(rng, 32, 48, 2, features=features(rng)),
+        spoken(),
+        pointed(rng, 48, 32, 0, features=features(rng, ["sam2"])),
+        pointed(rng, 32, 48, 1, features=features(rng)),
+        pointed(rng, 33, 64, 1, features=features(rng)),
+    ]
+
+
+def setup(generator):
+    model = PixelSail(micro_config(), micro_vocabulary(), generator)
+    return model, Distillation(micro_config(), loss_config(), CHANNELS)
+
+
+def read_at(image, x: float, y: float) -> float:
+    """`image` at (x, y) in [0, 1]², bilinearly, zero outside; pixel centres lie at halves."""
+    height, width = image.shape
+    column, row, value = x * width - 0.5, y * height - 0.5, 0.0
+    for r, c in np.ndindex(2, 2):
+        i, j = math.floor(row) + r, math.floor(column) + c
+        if 0 <= i < height and 0 <= j < width:
+            value += float(image[i, j]) * (1 - abs(row - i)) * (1 - abs(column - j))
+    return value
+
+
+def test_point_losses_point_by_point(generator):
+    logits = 3 * torch.randn(2, 4, 5, generator=generator)
+    masks = (torch.rand(2, 11, 7, generator=generator) < 0.4).float()
+    points = torch.rand(2, 30, 2, generator=generator)
+    crossed = dice = 0.0
+    for n in range(2):
+        predicted = [read_at(logits[n], float(x), float(y)) for x, y in points[n]]
+        target = [read_at(masks[n], float(x), float(y)) for x, y in points[n]]
+        chance = [1 / (1 + math.exp(-logit)) for logit in predicted]
+        crossed += sum(-t * math.log(p) - (1 - t) * math.log(1 - p) for p, t in zip(chance, target, strict=True))
+        overlap = 2 * sum(p * t for p, t in zip(chance, target, strict=True)) + 1
+        dice += 1 - overlap / (sum(chance) + sum(target) + 1)
+    found = point_losses(logits, masks, points)
+    assert float(found[0]) == pytest.approx(crossed / (30 + 1e-4), rel=1e-5)
+    assert float(found[1]) == pytest.approx(dice / (1 + 1e-4), rel=1e-5)
+
+
+def test_points_are_mostly_where_the_logits_are_least_certain(generator):
+    config = loss_config(points=40, oversample=3.0, importance=0.75)
+    logits = torch.randn(2, 8, 8, generator=generator)
+    points = choose_points(logits, config, torch.Generator().manual_seed(3))
+    drawn = torch.rand(2, 120, 2, generator=torch.Generator().manual_seed(3))
+    assert points.shape == (2, 40, 2)
+    for n in range(2):
+        doubt = {tuple(point): abs(read_at(logits[n], *point)) for point in drawn[n].tolist()}
+        chosen, left = points[n, :30].tolist(), set(doubt)
+        left -= {tuple(point) for point in chosen}
+        assert len(left) == 90
+        assert max(doubt[tuple(point)] for point in chosen) <= min(doubt[point] for point in left) + 1e-6
+        assert not {tuple(point) for point in points[n, 30:].tolist()} & set(doubt)
+
+
+@torch.no_grad()
+def test_samples_of_one_size_go_together_and_count_alone(rng, generator):
+    model, _ = setup(generator)
+    batch = collate(mixed(rng))
+    output = model(batch)
+    drawing = torch.Generator().manual_seed(5)
+    alike = choose_points(torch.cat([output.mask_logits[0], output.mask_logits[3]]), loss_config(), drawing)
+    points = {0: alike[:2], 3: alike[2:], 4: choose_points(output.mask_logits[4], loss_config(), drawing)}
+    each = [point_losses(output.mask_logits[i], batch.masks[i].float(), points[i]) for i in points]
+    mask, dice = mask_losses(output, batch, loss_config(), torch.Generator().manual_seed(5))
+    assert float(mask) == pytest.approx(2.0 * sum(float(crossed) for crossed, _ in each) / (4 + 1e-4), rel=1e-5)
+    assert float(dice) == pytest.approx(0.5 * sum(float(one) for _, one in each) / (4 + 1e-4), rel=1e-5)
+
+
+def test_an_empty_mask_is_learned_as_nothing():
+    certain = torch.full((1, 4, 4), -20.0)
+    points = torch.rand(1, 50, 2, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
+    crossed, dice = point_losses(certain, torch.zeros(1, 9, 9), points)
+    assert float(crossed) < 1e-5
+    assert float(dice) < 1e-5
+
+
+@torch.no_grad()
+def test_the_text_loss_of_samples_with_masks_is_scaled_alone(rng, generator):
+    model, _ = setup(generator)
+    batch = collate(mixed(rng))
+    output = model(batch)
+    total = count = 0.0
+    for row, masks in enumerate(batch.masks):
+        for i, label in enumerate(batch.labels_BL[row].tolist()):
+            if label != IGNORED:
+                logits = model.logits(output.hidden_BLH[row, i - 1])
+                total += (0.1 if len(masks) else 1.0) * float(-logits.log_softmax(-1)[label])
+                count += 1
+    assert float(lm_loss(output, batch, loss_config())) == pytest.approx(total / count, rel=1e-5)
+
+
+@torch.no_grad()
+def test_distillation_image_by_image(rng, generator):
+    model, distillation = setup(generator)
+    batch = collate(mixed(rng))
+    output = model(batch)
+    found = distillation(output, batch)
+    for name, weight in (("sam2", 0.5), ("mask2former", 2.0)):
+        shown = [i for i, own in enumerate(batch.features) if name in own]
+        total = 0.0
+        for i in shown:
+            own = output.patches[i] if name == "sam2" else output.mask_features[i].permute(1, 2, 0)
+            teacher, (h, w) = batch.features[i][name], own.shape[:2]
+            target = F.interpolate(teacher[None], size=(h, w), mode="bilinear", align_corners=False)[0]
+            linear = distillation.into[name]
+            squares = [
+                ((linear.weight @ own[y, x] + linear.bias) - target[:, y, x]).square() for y in range(h) for x in range(w)
+            ]
+            total += float(torch.stack(squares).mean())
+        assert float(found[name]) == pytest.approx(weight * total / (len(shown) + 1e-4), rel=1e-5)
+
+
+@torch.no_grad()
+def test_the_total_is_the_sum_of_the_parts(rng, generator):
+    model, distillation = setup(generator)
+    batch = collate(mixed(rng))
+    parts = losses(model(batch), batch, distillation, loss_config(), generator)
+    assert set(parts) == {"lm", "mask", "dice", "distill/sam2", "distill/mask2former", "total"}
+    assert float(parts["total"]) == pytest.approx(sum(float(parts[name]) for name in parts if name != "total"), rel=1e-6)
+    assert all(part.dtype == torch.float32 for part in parts.values())
+
+
+@torch.no_grad()
+def test_the_points_come_from_the_generator_alone(rng, generator):
+    model, distillation = setup(generator)
+    batch = collate(mixed(rng))
+    output = model(batch)
+    first, same, other = (
+        float(losses(output, batch, distillation, loss_config(), torch.Generator().manual_seed(seed))["mask"])
+        for seed in (1, 1, 2)
+    )
+    assert first == same != other
+
+
+@pytest.mark.parametrize("kind", ["text", "no masks", "no features", "everything"])
+def test_every_parameter_has_a_gradient_whatever_the_batch_holds(rng, generator, kind):
+    examples = {
+        "text": [spoken(), spoken("Why?")],
+        "no masks": [pointed(rng, 32, 48, 0, features=features(rng))],
+        "no features": [pointed(rng, 32, 48, 2)],
+        "everything": mixed(rng),
+    }[kind]
+    model, distillation = setup(generator)
+    batch = collate(examples)
+    losses(model(batch), batch, distillation, loss_config(), generator)["total"].backward()
+    without = [name for name, p in [*model.named_parameters(), *distillation.named_parameters()] if p.grad is None]
+    assert without == []
+    moved = model.single_transformer.model.embed_tokens.weight.grad
+    assert moved.isfinite().all()
+    assert moved.abs().sum() > 0
+    head = sum(float(p.grad.abs().sum()) for p in model.seg_token_projector.parameters())
+    assert (head > 0) == (kind in {"no features", "everything"})
+
+
+def test_features_of_a_sample_without_mask_features_are_an_error(rng, generator):
+    model, distillation = setup(generator)
+    assert distillation.reads_mask_features
+    batch = collate([pointed(rng, 32, 48, 0, features=features(rng), sample_id="s7")])
+    with pytest.raises(DataError, match="sample s7: teacher features but no mask_features"):
+        distillation(model(batch, every_picture=False), batch)
+
+
+def test_a_teacher_without_features_or_without_a_loss_is_refused():
+    with pytest.raises(ConfigError, match="radio, sam2"):
+        Distillation(micro_config(), loss_config(), {"mask2former": 5, "radio": 3})
+
+
+def test_no_teachers_cost_nothing(rng, generator):
+    model, _ = setup(generator)
+    config = loss_config(distillation={})
+    distillation = Distillation(micro_config(), config, {})
+    assert not distillation.reads_mask_features
+    batch = collate(mixed(rng))
+    parts = losses(model(batch, distillation.reads_mask_features), batch, distillation, config, generator)
+    assert set(parts) == {"lm", "mask", "dice", "total"}
+
+
+def test_reading_a_map_at_the_centre_of_a_pixel_gives_the_pixel(generator):
+    image = torch.randn(1, 3, 5, generator=generator)
+    points = torch.tensor([[[(x + 0.5) / 5, (y + 0.5) / 3] for y in range(3) for x in range(5)]])
+    torch.testing.assert_close(sample(image, points)[0], image[0].flatten(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_student_learns_one_batch_by_heart(rng, generator):
+    model, distillation = setup(generator)
+    batch, config = collate(mixed(rng)), loss_config(points=100)
+    moved = optimizer([*model.parameters(), *distillation.parameters()], OptimConfig())
+    totals = []
+    for _ in range(30):
+        parts = losses(model(batch), batch, distillation, config, generator)
+        check_finite(parts, batch.sample_ids)
+        parts["total"].backward()
+        step(moved, 4e-3, 1.0, batch.sample_ids)
+        totals.append({name: float(part.detach()) for name, part in parts.items()})
+    assert totals[-1]["total"] < 0.4 * totals[0]["total"]
+    assert totals[-1]["mask"] < 0.5 * totals[0]["mask"]
+    assert totals[-1]["lm"] < 0.4 * totals[0]["lm"]

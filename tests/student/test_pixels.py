@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from student.pixels import patches_of, prompt_patches, student_size
+from tests.student.micro import picture
+
+VECTORS = {
+    (640, 480): (640, 480),
+    (640, 427): (640, 432),
+    (333, 500): (352, 512),
+    (1500, 2250): (688, 1024),
+    (3000, 50): (1024, 32),
+    (10, 20): (16, 32),
+    (5000, 3): (1024, 16),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), VECTORS.items())
+def test_sizes_of_the_reference(before, after):
+    assert student_size(*before, patch=16, max_side=1024) == after
+    assert student_size(*before[::-1], patch=16, max_side=1024) == after[::-1]
+
+
+def test_patches_run_by_rows_and_hold_channel_row_column(rng):
+    image = picture(rng, 30, 50)
+    patches, grid = patches_of(image, patch=4, max_side=40)
+    assert grid == (6, 10)
+    small = np.asarray(Image.fromarray(image).resize((40, 24), Image.Resampling.BILINEAR)) / 255.0
+    for number, channel, row, column in rng.integers(0, (60, 3, 4, 4), (200, 4)):
+        y, x = number // 10 * 4 + row, number % 10 * 4 + column
+        expected = (small[y, x, channel] - (0.485, 0.456, 0.406)[channel]) / (0.229, 0.224, 0.225)[channel]
+        assert patches[number, channel * 16 + row * 4 + column] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(37, 23), (7, 16), (64, 48), (16, 3)])
+def test_a_single_pixel_always_marks_one_patch(height, width):
+    new_width, new_height = student_size(width, height, patch=4, max_side=16)
+    grid = new_height // 4, new_width // 4
+    for y, x in np.ndindex(height, width):
+        mask = np.zeros((height, width), bool)
+        mask[y, x] = True
+        assert prompt_patches(mask, grid).sum() == 1
+
+
+def test_points_on_a_large_picture_survive(rng):
+    for y, x in zip(rng.integers(0, 1500, 60), rng.integers(0, 2250, 60), strict=True):
+        mask = np.zeros((1500, 2250), bool)
+        mask[y, x] = True
+        assert prompt_patches(mask, (43, 64)).any()
+
+
+def test_without_a_resize_a_patch_is_marked_where_its_own_pixels_are(rng):
+    mask = rng.random((24, 32)) < 0.02
+    expected = np.array([[mask[r : r + 4, c : c + 4].any() for c in range(0, 32, 4)] for r in range(0, 24, 4)])
+    np.testing.assert_array_equal(prompt_patches(mask, (6, 8)), expected)

@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+import torch
+
+from schemas.errors import DataError
+from student.layers import attention_mask
+from student.sequence import IGNORED, NO_PROMPT, NOT_A_PATCH, collate, encode, positions
+from tests.student.micro import micro_config, micro_vocabulary, picture, pointed, spoken, square
+
+
+def encoded(rng, **settings):
+    return encode(micro_vocabulary(), micro_config(), **({"image": picture(rng, 32, 48)} | settings))
+
+
+def test_the_layout_of_a_dialogue(rng):
+    example = encoded(rng, turns=[(" What is it? ", " A square. "), ("Sure?", "Yes.")])
+    text = micro_vocabulary().decode(example.tokens_L)
+    asked = (
+        "<|im_start|>user\nWhat is it?<|im_end|>\nA square.<|endoftext|><|im_start|>user\nSure?<|im_end|>\nYes.<|endoftext|>"
+    )
+    assert text == "<vision>" + "<vpatch>" * 6 + "</vision>" + asked
+    supervised = example.labels_L[example.labels_L != IGNORED]
+    assert micro_vocabulary().decode(supervised) == "A square.<|endoftext|>Yes.<|endoftext|>"
+    chosen = example.labels_L != IGNORED
+    np.testing.assert_array_equal(example.labels_L[chosen], example.tokens_L[chosen])
+    assert example.patch_index_L[:9].tolist() == [-1, 0, 1, 2, 3, 4, 5, -1, -1]
+    assert example.prompt_index_L[:9].tolist() == [-1, -2, -2, -2, -2, -2, -2, -1, -1]
+
+
+def test_a_question_is_left_open_after_the_beginning_of_its_answer(rng):
+    example = encoded(rng, turns=[("Where?", None)], prefix_answer="It is [SEG]")
+    assert micro_vocabulary().decode(example.tokens_L[8:]) == "<|im_start|>user\nWhere?<|im_end|>\nIt is [SEG]"
+    assert (example.labels_L == IGNORED).all()
+
+
+def test_positions_of_the_reference_example():
+    assert positions(12, (2, 3)).tolist() == [
+        [0, 1, 1, 1, 1, 1, 1, 4, 5, 6, 7, 8],
+        [0, 1, 1, 1, 2, 2, 2, 4, 5, 6, 7, 8],
+        [0, 1, 2, 3, 1, 2, 3, 4, 5, 6, 7, 8],
+    ]
+
+
+@pytest.mark.parametrize("grid", [None, (1, 1), (4, 2), (3, 7)])
+def test_positions_token_by_token(grid):
+    patches = grid[0] * grid[1] if grid else 0
+    length = patches + 9
+    found = positions(length, grid)
+    for i in range(length):
+        if grid is None or i < 1:
+            expected = [i, i, i]
+        elif i <= patches:
+            expected = [1, 1 + (i - 1) // grid[1], 1 + (i - 1) % grid[1]]
+        else:
+            expected = [1 + max(grid) + i - patches - 1] * 3
+        assert found[:, i].tolist() == expected
+
+
+def test_the_smallest_prompt_wins_a_shared_patch(rng):
+    large, small = square(32, 48, 0, 0, 30), square(32, 48, 0, 0, 5)
+    for prompts in ([(0, large), (2, small)], [(2, small), (0, large)]):
+        example = encoded(rng, turns=[("What is <Prompt2>?", "It.")], prompts=prompts)
+        assert example.prompt_index_L[1:7].tolist() == [2, 0, NO_PROMPT, 0, 0, NO_PROMPT]
+
+
+def test_turns_that_do_not_fit_are_left_out_with_their_masks(rng):
+    settings = {
+        "turns": [("One?", "It is [SEG]."), ("Two?", "[SEG] and [SEG]."), ("Three?", "Yes.")],
+        "masks": [square(32, 48, k, k, 5) for k in range(3)],
+        "image": picture(rng, 32, 48),
+    }
+    whole = encode(micro_vocabulary(), micro_config(), **settings)
+    assert (whole.dropped, len(whole.masks_nHW)) == (0, 3)
+    cut = encode(micro_vocabulary(), micro_config(max_length=len(whole.tokens_L) - 1), **settings)
+    assert (cut.dropped, len(cut.masks_nHW)) == (1, 3)
+    assert encode(micro_vocabulary(), micro_config(max_length=len(cut.tokens_L)), **settings).dropped == 1
+    shorter = encode(micro_vocabulary(), micro_config(max_length=len(cut.tokens_L) - 1), **settings)
+    assert (shorter.dropped, len(shorter.masks_nHW)) == (2, 1)
+    assert (shorter.labels_L == micro_vocabulary().seg).sum() == 1
+    np.testing.assert_array_equal(shorter.tokens_L, whole.tokens_L[: len(shorter.tokens_L)])
+    assert collate([cut, shorter]).dropped == 3
+    with pytest.raises(DataError, match=r"sample s7: the first turn ends at token"):
+        encode(micro_vocabulary(), micro_config(max_length=len(shorter.tokens_L) - 1), sample_id="s7", **settings)
+
+
+MASK = square(32, 48, 4, 4, 8)
+REFUSED = {
+    r"1 \[SEG\] in the answers but 0 masks": {"turns": [("Where?", "It is [SEG].")]},
+    r"0 \[SEG\] in the answers but 1 masks": {"turns": [("Where is [SEG]?", "There.")], "masks": [MASK]},
+    r"shape \(48, 32\) on an image of shape \(32, 48\)": {"turns": [("Where?", "[SEG]")], "masks": [MASK.T]},
+    r"on an image of shape None": {"turns": [("Where?", "[SEG]")], "masks": [MASK], "image": None},
+    r"prompt 3 of a student with 3 prompts": {"turns": [("What?", "It.")], "prompts": [(3, MASK)]},
+    r"prompt 1 marks no pixel": {"turns": [("What?", "It.")], "prompts": [(1, MASK & False)]},
+    r"no turns": {"turns": []},
+}
+
+
+@pytest.mark.parametrize(("message", "settings"), REFUSED.items(), ids=list(REFUSED))
+def test_what_cannot_be_encoded_names_its_sample(rng, message, settings):
+    with pytest.raises(DataError, match=rf"sample s7: .*{message}"):
+        encoded(rng, sample_id="s7", **settings)
+
+
+def test_patches_of_later_samples_are_counted_on(rng):
+    examples = [pointed(rng, 32, 48, 1), spoken(), pointed(rng, 64, 16, 0), pointed(rng, 16, 16, 1)]
+    batch = collate(examples, pad_id=5)
+    assert len(batch.patches_NP) == 6 + 0 + 4 + 1
+    for row, example in enumerate(examples):
+        length = int(batch.lengths_B[row])
+        index = batch.patch_index_BL[row, :length]
+        patches = batch.patches_NP[index[index >= 0]].numpy()
+        np.testing.assert_array_equal(patches, example.patches_NP)
+        np.testing.assert_array_equal(batch.tokens_BL[row, :length], example.tokens_L)
+        np.testing.assert_array_equal(batch.positions_3BL[:, row, :length], example.positions_3L)
+        assert set(batch.tokens_BL[row, length:].tolist()) <= {5}
+        assert set(batch.labels_BL[row, length:].tolist()) <= {IGNORED}
+        assert set(batch.patch_index_BL[row, length:].tolist()) <= {NOT_A_PATCH}
+        assert set(batch.prompt_index_BL[row, length:].tolist()) <= {NOT_A_PATCH}
+
+
+def test_moving_a_batch_moves_every_tensor(rng):
+    batch = collate([pointed(rng, 32, 48, 1, features={"sam2": np.zeros((2, 3, 3), np.float32)})]).to("meta")
+    tensors = [batch.tokens_BL, batch.patches_NP, batch.masks[0], batch.features[0]["sam2"], batch.positions_3BL]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert batch.grids == ((2, 3),)
+
+
+def test_attention_sees_the_whole_picture_and_the_past(rng):
+    examples = [pointed(rng, 32, 48, 1), spoken(), pointed(rng, 16, 16, 2)]
+    batch = collate(examples)
+    seen = attention_mask(batch)
+    _, longest = batch.tokens_BL.shape
+    assert seen.shape == (3, 1, longest, longest)
+    for row, example in enumerate(examples):
+        end = len(example.patches_NP) + 1 if example.grid else -1
+        for i, j in np.ndindex(longest, longest):
+            real = max(i, j) < len(example.tokens_L)
+            expected = i == j or (real and (j <= i or max(i, j) <= end))
+            assert bool(seen[row, 0, i, j]) == expected, (row, i, j)
+
+
+def test_labels_move_one_place(rng):
+    batch = collate([pointed(rng, 32, 48, 1), spoken()])
+    assert torch.equal(batch.next_labels_BL[:, :-1], batch.labels_BL[:, 1:])
+    assert (batch.next_labels_BL[:, -1] == IGNORED).all()

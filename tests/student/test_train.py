@@ -1,0 +1,266 @@
+"""A run that was killed ends as one that was not, two workers learn what one would, and bad numbers move nothing."""
+
+import json
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from schemas.errors import ConfigError, DataError, NonFinite, StaleArtifact
+from schemas.storage import Folder
+from schemas.tables import features
+from student import checkpoint
+from student.data import Corpus, Order
+from student.sequence import collate
+from student.train import METRICS, Run, TrainSetup, initial_student, train
+from student.train_config import TrainConfig
+from tests.student.micro import micro_config, micro_vocabulary
+from tests.student.stores import FAST, SPECS, Store, feature_rows, sealed, small_loss, write_store
+
+RUN = {"stage": "train", "version": 1}
+TWELVE = TrainConfig(steps=12, batch=4, micro_batch=2, checkpoint_every=5, log_every=1)
+
+
+def open_setup(store: Store, config: TrainConfig = TWELVE, **changes: Any) -> TrainSetup:
+    parts = {"samples": store.samples, "images": store.images, "features": store.features}
+    corpus = Corpus(**parts, vocabulary=micro_vocabulary(), config=micro_config())
+    fields = {"student": micro_config(), "loss": small_loss(), "optim": FAST, "train": config, "identity": RUN}
+    return TrainSetup(**{**fields, "vocabulary": micro_vocabulary(), "corpus": corpus, **changes})
+
+
+def nothing(row: dict[str, Any]) -> None:
+    """A report that nobody reads."""
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(step: int):
+    def report(row: dict[str, Any]) -> None:
+        if row["step"] == step:
+            raise Killed
+
+    return report
+
+
+def files(folder: Folder) -> dict[str, bytes]:
+    return {name: folder.read(name) for name in folder.tree()}
+
+
+@pytest.fixture
+def unbroken(small_store: Store) -> Folder:
+    folder = small_store.folder.child("unbroken")
+    train(open_setup(small_store), folder, nothing)
+    return folder
+
+
+def test_a_run_leaves_its_checkpoints_and_a_line_for_each_step(unbroken: Folder):
+    assert checkpoint.steps(unbroken) == [0, 10, 12]
+    rows = [json.loads(line) for line in unbroken.read(METRICS).splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert [row["samples"] for row in rows] == list(range(4, 49, 4))
+    losses = ["lm", "mask", "dice", "distill/sam2", "distill/mask2former"]
+    assert list(rows[0]) == ["step", "lr", *losses, "total", "grad_norm", "samples", "dropped_turns"]
+    assert all(row["total"] == pytest.approx(sum(row[name] for name in losses)) for row in rows)
+
+
+def test_a_killed_run_ends_as_an_unbroken_one(small_store: Store, unbroken: Folder):
+    folder = small_store.folder.child("killed")
+    for step in (3, 7, 12):
+        with pytest.raises(Killed):
+            train(open_setup(small_store), folder, kill_at(step))
+    assert checkpoint.steps(folder) == [0, 5, 10]
+    train(open_setup(small_store), folder, nothing)
+    assert files(folder) == files(unbroken)
+
+
+def test_a_checkpoint_without_its_state_is_made_again(small_store: Store, unbroken: Folder):
+    expected = files(unbroken)
+    unbroken.remove("step-00000012/state.json")
+    unbroken.remove(METRICS)
+    told: list[int] = []
+    train(open_setup(small_store), unbroken, lambda row: told.append(row["step"]))
+    assert told == [11, 12]
+    assert files(unbroken) == expected
+
+
+def test_a_finished_run_is_left_as_it_is(small_store: Store, unbroken: Folder):
+    expected = files(unbroken)
+    unbroken.remove(METRICS)
+    summary = train(open_setup(small_store), unbroken, kill_at(12))
+    assert files(unbroken) == expected
+    assert summary["samples"] == 48
+
+
+def test_readers_and_checkpoints_change_no_number(small_store: Store, unbroken: Folder):
+    other = replace(open_setup(small_store), train=TWELVE.model_copy(update={"checkpoint_every": 4, "readers": 3, "ahead": 5}))
+    folder = small_store.folder.child("other")
+    train(other, folder, nothing)
+    assert folder.read(METRICS) == unbroken.read(METRICS)
+    assert folder.read("step-00000012/model.safetensors") == unbroken.read("step-00000012/model.safetensors")
+
+
+def test_checkpoint_zero_is_the_untrained_student(unbroken: Folder):
+    start, fresh = checkpoint.at(unbroken, 0, RUN), initial_student(micro_config(), micro_vocabulary(), TWELVE.seed)
+    assert all(torch.equal(value, start.model()[name]) for name, value in fresh.state_dict().items())
+    other = initial_student(micro_config(), micro_vocabulary(), TWELVE.seed + 1)
+    assert not torch.equal(other.single_transformer.lm_head.weight, fresh.single_transformer.lm_head.weight)
+
+
+def test_a_run_learns(small_store: Store):
+    config = TrainConfig(steps=60, batch=4, micro_batch=4, checkpoint_every=60)
+    summary = train(open_setup(small_store, config), small_store.folder.child("longer"), nothing)
+    assert summary["last"]["lm"] < 0.5 * summary["first"]["lm"]
+    assert summary["last"]["distill/sam2"] < summary["first"]["distill/sam2"]
+    assert summary["samples_per_second"] > 0
+
+
+def test_micro_batches_change_the_sum_only_by_rounding(small_store: Store):
+    """Without masks, whose points are drawn for each micro-batch, the gradient is that of the whole batch."""
+    loss = small_loss(mask=0.0, dice=0.0)
+    rows = []
+    for size in (4, 1):
+        config = TrainConfig(steps=2, batch=4, micro_batch=size)
+        folder = small_store.folder.child(f"by-{size}")
+        train(open_setup(small_store, config, loss=loss), folder, nothing)
+        rows.append(checkpoint.latest(folder, RUN).history[-1])
+    assert rows[0] == pytest.approx(rows[1], rel=1e-3)
+
+
+def test_half_precision_is_another_run_with_finite_numbers(small_store: Store):
+    config = TrainConfig(steps=3, batch=4, micro_batch=4)
+    folders = [small_store.folder.child(precision) for precision in ("float32", "bfloat16")]
+    for folder in folders:
+        precise = config.model_copy(update={"precision": folder.url.rsplit("/", 1)[-1]})
+        train(open_setup(small_store, precise), folder, nothing)
+    full, half = (checkpoint.latest(folder, RUN).history for folder in folders)
+    assert full != half
+    assert [row["total"] for row in full] == pytest.approx([row["total"] for row in half], rel=0.1)
+
+
+def test_another_run_is_refused(small_store: Store, unbroken: Folder):
+    with pytest.raises(StaleArtifact, match="version: 1 -> 2"):
+        train(open_setup(small_store, identity={**RUN, "version": 2}), unbroken, nothing)
+
+
+def test_a_corpus_of_nothing_is_refused(tmp_path: Path, rng: np.random.Generator):
+    store = write_store(Folder(str(tmp_path)), rng, pictures=2)
+    with pytest.raises(DataError, match="no samples to train on"):
+        train(open_setup(store), store.folder.child("none"), nothing)
+
+
+def test_turns_that_are_too_long_are_counted(small_store: Store):
+    """Where both turns of a dialogue do not fit, the second goes, and is said to have gone."""
+    short = micro_config(max_length=66)
+    parts = {"samples": small_store.samples, "images": small_store.images, "features": small_store.features}
+    corpus = Corpus(**parts, vocabulary=micro_vocabulary(), config=short)
+    setup = open_setup(small_store, TrainConfig(steps=1, batch=18, micro_batch=9), student=short, corpus=corpus)
+    folder = small_store.folder.child("short")
+    train(setup, folder, nothing)
+    dropped = sum(corpus[number].dropped for number in range(len(corpus)))
+    assert dropped == 6
+    assert checkpoint.latest(folder, RUN).history[0]["dropped_turns"] == dropped
+
+
+def poisoned(store: Store, rng: np.random.Generator) -> Store:
+    """The store with one picture whose SAM 2 feature holds what is not a number."""
+    rows = [feature_rows(rng, SPECS["sam2"], artifact["image_key"].to_pylist()) for artifact in store.images.iterate()]
+    rows[0][1]["feature"] = np.full(SPECS["sam2"].shape, 0x7FC0, "<u2").tobytes()
+    table = features(SPECS["sam2"])
+    made = sealed(store.folder.child("poisoned"), "features/sam2", table, [table.rows(shard) for shard in rows])
+    return replace(store, features=store.features | {"sam2": made})
+
+
+def bad_samples(setup: TrainSetup) -> list[int]:
+    key = f"0{1:031x}"
+    return [number for number in range(len(setup.corpus)) if setup.corpus.sample(number).image_key == key]
+
+
+def first_bad_step(setup: TrainSetup) -> int:
+    order, bad, size = Order(setup.train.seed, len(setup.corpus)), bad_samples(setup), setup.train.batch
+    return next(step for step in range(100) if set(order.between(step * size, (step + 1) * size)) & set(bad))
+
+
+def test_numbers_that_are_none_stop_before_the_weights_move(small_store: Store, rng: np.random.Generator):
+    config = TrainConfig(steps=20, batch=2, micro_batch=1, checkpoint_every=1)
+    setup, folder = open_setup(poisoned(small_store, rng), config), small_store.folder.child("run")
+    stopped = first_bad_step(setup)
+    with pytest.raises(NonFinite, match=r"samples 0{31}1-\w+-0: loss distill/sam2 = nan"):
+        train(setup, folder, nothing)
+    assert checkpoint.latest(folder, RUN).step == stopped
+
+
+def test_a_step_that_fails_leaves_the_weights(small_store: Store, rng: np.random.Generator):
+    setup = open_setup(poisoned(small_store, rng))
+    run = Run.begin(setup, small_store.folder.child("run"))
+    before = {name: value.clone() for name, value in run.student.state_dict().items()}
+    good, bad = (collate([setup.corpus[number]]) for number in (0, bad_samples(setup)[0]))
+    with pytest.raises(NonFinite, match=bad.sample_ids[0]):
+        run.step(0, [(0, good), (1, bad)])
+    assert all(torch.equal(before[name], value) for name, value in run.student.state_dict().items())
+
+
+@contextmanager
+def group(rank: int, folder: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+FOUR = TrainConfig(steps=4, batch=4, micro_batch=2, checkpoint_every=2)
+ODD = TrainConfig(steps=1, batch=3, micro_batch=1)
+
+
+def worker(rank: int, folder: Path, said: "multiprocessing.Queue[str]") -> None:
+    """As one of two: a good run, one of pieces that two cannot share, and one in which some worker meets a bad number."""
+    store = open_store(folder)
+    with group(rank, folder):
+        train(open_setup(store, FOUR), store.folder.child("two"), nothing)
+        for name, setup in {"odd": open_setup(store, ODD), "bad": open_setup(poisoned_by(rank, store, folder))}.items():
+            try:
+                train(setup, store.folder.child(name), nothing)
+            except (ConfigError, NonFinite) as error:
+                said.put(str(error))
+
+
+def open_store(folder: Path) -> Store:
+    from schemas.artifact import Artifact
+
+    root = Folder(str(folder / "store"))
+    made = {name: Artifact.sealed(root.child(f"features/{name}"), f"features/{name}") for name in SPECS}
+    return Store(root, Artifact.sealed(root.child("images")), Artifact.sealed(root.child("samples")), made)
+
+
+def poisoned_by(rank: int, store: Store, folder: Path) -> Store:
+    """Each worker writes its own copy, so that neither waits for the other's."""
+    place = replace(store, folder=Folder(str(folder / f"copy-{rank}")))
+    return replace(poisoned(place, np.random.default_rng(0)), folder=store.folder)
+
+
+def test_two_workers_learn_what_one_does_and_stop_together(tmp_path: Path, rng: np.random.Generator):
+    store = write_store(Folder(str(tmp_path / "store")), rng)
+    train(open_setup(store, FOUR), store.folder.child("one"), nothing)
+    spawn = multiprocessing.get_context("spawn")
+    said = spawn.Queue()
+    other = spawn.Process(target=worker, args=(1, tmp_path, said), daemon=True)
+    other.start()
+    worker(0, tmp_path, said)
+    other.join(60)
+    assert other.exitcode == 0
+    one, two = (checkpoint.latest(store.folder.child(name), RUN) for name in ("one", "two"))
+    assert [row["samples"] for row in one.history] == [row["samples"] for row in two.history]
+    for mine, theirs in zip(one.history, two.history, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4, rel=1e-3)
+    odd, bad = sorted({said.get(timeout=10) for _ in range(4)}, reverse=True)
+    assert odd.startswith("train.micro_batch: 3 micro-batches a step cannot be shared by 2 workers")
+    assert "loss distill/sam2 = nan" in bad

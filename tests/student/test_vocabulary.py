@@ -1,0 +1,77 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import ConfigError, DataError
+from student.vocabulary import Vocabulary
+from tests.student.micro import TEXTS, micro_vocabulary
+
+SAMPLE_DATA = Path(os.environ.get("SAILYARD_SAMPLE_DATA", Path(__file__).parents[3] / "shared" / "data"))
+QWEN = SAMPLE_DATA / "qwen2_tokenizer__Qwen"
+
+
+def test_added_tokens_end_the_vocabulary_in_the_order_of_the_reference():
+    vocabulary = Vocabulary.train(TEXTS, 320, 15)
+    names = ["[SEG]", "<p>", "</p>", *(f"<Prompt{k}>" for k in range(15)), "<NO_Prompt>"]
+    size = len(vocabulary)
+    assert size <= 320
+    assert [vocabulary.encode(name) for name in names] == [[size - 19 + i] for i in range(19)]
+    assert vocabulary.prompt_ids == tuple(range(size - 16, size - 1))
+    assert (vocabulary.seg, vocabulary.phrase, vocabulary.phrase_end) == (size - 19, size - 18, size - 17)
+
+
+@pytest.mark.parametrize("text", ["It is [SEG].", "naïve 图 🤗 \n\n  tabs\tand   spaces ", "<Prompt1> is <p>this</p>?", ""])
+def test_decoding_gives_the_text_back(text):
+    vocabulary = micro_vocabulary()
+    assert vocabulary.decode(vocabulary.encode(text)) == text
+
+
+def test_special_tokens_can_be_left_out():
+    vocabulary = micro_vocabulary()
+    assert vocabulary.decode(vocabulary.encode("It is[SEG].<|endoftext|>"), keep_special=False) == "It is."
+
+
+def test_training_is_the_same_every_time_and_survives_json():
+    first, second = (Vocabulary.train(iter(TEXTS), 330, 3) for _ in range(2))
+    assert first.to_json() == second.to_json()
+    again = Vocabulary.from_json(first.to_json())
+    assert again.to_json() == first.to_json()
+    assert (again.prompt_ids, again.seg, len(again)) == (first.prompt_ids, first.seg, len(first))
+
+
+def test_the_word_that_opens_a_turn_is_one_token():
+    vocabulary = micro_vocabulary()
+    opened = vocabulary.encode("<|im_start|>user\n")
+    assert opened[0] == vocabulary.turn_start
+    assert len(opened) == 3
+
+
+def test_a_size_without_room_for_the_bytes_is_refused():
+    with pytest.raises(ConfigError, match="Use 281 or more"):
+        Vocabulary.train(TEXTS, 280, 15)
+
+
+def test_a_tokenizer_of_something_else_is_refused():
+    broken = json.loads(micro_vocabulary().to_json())
+    broken["added_tokens"] = [token for token in broken["added_tokens"] if token["content"] != "[SEG]"]
+    with pytest.raises(DataError, match=r"no \[SEG\]"):
+        Vocabulary.from_json(json.dumps(broken))
+
+
+def test_a_folder_without_merges_is_named(tmp_path):
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(DataError, match=r"merges\.txt"):
+        Vocabulary.from_qwen(tmp_path, 15)
+
+
+@pytest.mark.sample
+@pytest.mark.skipif(not QWEN.is_dir(), reason="no Qwen2 tokenizer under shared/data")
+def test_qwen_files_encode_as_the_official_tokenizer():
+    vocabulary = Vocabulary.from_qwen(QWEN, 15)
+    for case in json.loads((QWEN / "expected_encodings.json").read_text()):
+        assert vocabulary.encode(case["text"]) == case["ids"]
+    assert (vocabulary.end_of_text, vocabulary.turn_start, vocabulary.turn_end) == (151643, 151644, 151645)
+    assert vocabulary.seg == 151649
+    assert len(vocabulary) == 151643 + 6 + 19

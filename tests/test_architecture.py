@@ -1,0 +1,60 @@
+"""The arrows of the house, read off the source: who may import whom, and where each heavy library may appear."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("schemas", "teachers", "student", "stages", "flows")
+MAY_IMPORT = {
+    "schemas": set(),
+    "teachers": {"schemas"},
+    "student": {"schemas"},
+    "stages": {"schemas", "teachers", "student"},
+    "flows": {"schemas", "teachers", "student", "stages"},
+}
+HOMES = {
+    "prefect": ("flows/",),
+    "typer": ("flows/cli.py",),
+    "ray": ("stages/executor.py", "stages/train.py"),
+    "apache_beam": ("stages/pool.py", "stages/annotations.py"),
+    "torch": ("teachers/", "student/"),
+    "transformers": ("teachers/sam2.py", "teachers/mask2former.py"),
+    "nltk": ("student/metrics/caption.py",),
+}
+FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of every import of a file, wherever it stands."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows(path: Path):
+    name = path.relative_to(ROOT).as_posix()
+    room = name.split("/")[0]
+    names = imported(path)
+    assert not (names & set(ROOMS)) - MAY_IMPORT[room] - {room}
+    strangers = {lib for lib, homes in HOMES.items() if lib in names and not name.startswith(homes)}
+    assert not strangers, f"{name} imports {strangers} outside their rooms"
+    if path.name == "config.py":
+        assert "torch" not in names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_swallowed_errors_and_no_prints(path: Path):
+    name = path.relative_to(ROOT).as_posix()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ExceptHandler):
+            broad = node.type is None or (isinstance(node.type, ast.Name) and node.type.id in {"Exception", "BaseException"})
+            assert not broad or name in {"flows/cli.py", "stages/executor.py"}, f"{name}:{node.lineno}: a broad except"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "print" or name == "flows/cli.py", f"{name}:{node.lineno}: print"

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test test-all lint bench
+.PHONY: install quickstart test test-all lint bench docs
 
 install: .venv/installed
 
@@ -27,3 +27,6 @@ lint: install
 
 bench: install
 	for bench in benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+
+docs: install
+	$(BIN)/python -c 'import pathlib, schemas.tables; pathlib.Path("docs/tables.md").write_text(schemas.tables.markdown())'

@@ -7,16 +7,16 @@ classes, so a field is written down once. Tensors lie in Arrow IPC files to be m
 import dataclasses
 import functools
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
-from schemas.annotations import Caption, Choice, Expression, Reference
-from schemas.dialogue import PromptSlot, Turn
+from schemas.annotations import Caption, Choice, Expression, Reference, Tag
+from schemas.dialogue import PromptSlot, Split, Task, Turn
 from schemas.features import FeatureSpec
-from schemas.regions import Rle, Segment, VisualPrompt
+from schemas.regions import PromptKind, Rle, Segment, VisualPrompt
 
 Revived = TypeVar("Revived")
 _SCALARS: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
@@ -189,3 +189,32 @@ def features(spec: FeatureSpec) -> Table:
 
 
 ALL = (IMAGES, ANNOTATIONS, SEGMENTS, PROMPTS, SAMPLES, PREDICTIONS)
+STRUCTS = (Rle, Segment, VisualPrompt, Expression, Caption, Choice, Tag, Reference, Turn, PromptSlot)
+WORDS = {"split": Split, "task": Task, "kind": PromptKind}
+
+
+def markdown() -> str:
+    """docs/tables.md, as `make docs` writes it: every table, and the structs inside them."""
+    spec = FeatureSpec(teacher="sam2", layer="image_embed", channels=256, height=64, width=64)
+    words = "; ".join(f"`{name}` is one of {', '.join(get_args(kind))}" for name, kind in WORDS.items())
+    intro = (
+        "# The tables\n\nWritten by `make docs` from [schemas/tables.py](../schemas/tables.py) and the dataclasses in it. Of "
+        "`features` there is a\ntable for each teacher; the one shown is for maps of "
+        f"{' x '.join(map(str, spec.shape))} values. Of the strings,\n{words}."
+    )
+    shown = [_section(f"{t.name}: {t.format}, version {t.version}", t.doc, t.schema) for t in (*ALL, features(spec))]
+    inside = [_section(cls.__name__, cls.__doc__ or "", arrow_type(cls), never_null=True) for cls in STRUCTS]
+    return "\n\n".join((intro, *shown, "## The structs inside", *inside)) + "\n"
+
+
+def _section(heading: str, doc: str, columns: Iterable[pa.Field], *, never_null: bool = False) -> str:
+    null = lambda column: ", or null" if column.nullable and not never_null else ""  # noqa: E731
+    rows = [f"| `{column.name}` | {_words(column.type)}{null(column)} |" for column in columns]
+    return "\n".join((f"### {heading}\n", " ".join(doc.split()), "", "| column | type |", "|---|---|", *rows))
+
+
+def _words(kind: pa.DataType) -> str:
+    """The type as a reader calls it: a struct by the name of its class."""
+    if pa.types.is_list(kind):
+        return f"list of {_words(kind.value_type)}"
+    return next((cls.__name__ for cls in STRUCTS if arrow_type(cls) == kind), str(kind))

@@ -4,7 +4,10 @@ Rows never pass through the driver: a worker reads its shard, publishes its shar
 dies costs the shard it held; another takes that shard up, until it has failed `attempts` times.
 """
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,14 +161,32 @@ def start_ray(resources: Resources) -> None:
     import ray
 
     if not ray.is_initialized():
-        ray.init(
-            address=resources.ray_address,
-            num_cpus=None if resources.ray_address else max(resources.workers * resources.threads, _cores()),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            configure_logging=True,
-        )
+        with _sigterm_kept():
+            ray.init(
+                address=resources.ray_address,
+                num_cpus=None if resources.ray_address else max(resources.workers * resources.threads, _cores()),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                configure_logging=True,
+            )
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself; it belongs to whoever runs the stage: Prefect cancels by it. One that comes while Ray
+    starts, as the exit that Ray makes of it, is passed on."""
+    keep = signal.getsignal(signal.SIGTERM) if threading.current_thread() is threading.main_thread() else None
+    try:
+        yield
+    except SystemExit:
+        if keep:
+            signal.signal(signal.SIGTERM, keep)
+            signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        if keep:
+            signal.signal(signal.SIGTERM, keep)
 
 
 def _cores() -> int:

@@ -1,25 +1,16 @@
-"""The rendered scenes, judged by the files alone: nothing below asks the generator what it meant.
+"""The rendered scenes: what is said of them is true, the formats agree, and the same seed gives the same bytes."""
 
-The checker knows kind, colour and size of a shape from its caption, and its place from its pixels in the panoptic PNG. It
-reads a phrase twice, as strictly and as liberally as people might, and both readings must name the same shape.
-"""
-
-import io
-import json
 import os
-import pickle
 import pickletools
 import re
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from schemas.artifact import Artifact, verify
 from schemas.pictures import examine, image_key
@@ -28,6 +19,9 @@ from schemas.storage import Folder
 from stages.base import Resources
 from stages.source import SourceStage
 from stages.sources.shapes import ShapesConfig, write_shapes
+from stages.sources.shapes.language import phrases_for
+from stages.sources.shapes.scene import compose
+from tests.stages.judge import KINDS, Files, Thing, family, named, only, stands
 
 SCENES = ShapesConfig(train=60, evaluation=12, size=96, objects=(4, 6))
 FEW = ShapesConfig(train=9, evaluation=3, size=96)
@@ -42,7 +36,6 @@ RGB = {  # as a painter would mix them
     "purple": (118, 58, 158),
     "pink": (250, 140, 185),
 }
-KINDS = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "heart")
 
 
 def write(config: ShapesConfig, root: Path) -> Folder:
@@ -56,63 +49,6 @@ def contents(folder: Folder) -> dict[str, bytes]:
     return {name: folder.read(name) for name in folder.tree()}
 
 
-# -- what the files say of a picture ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Thing:
-    """A shape as its caption and its pixels have it; `x` and `y` run from 0 to 1."""
-
-    colour: str
-    kind: str
-    size: str
-    mask_HW: np.ndarray
-    caption: str
-    annotation: dict[str, Any]
-
-    @property
-    def noun(self) -> str:
-        return f"{self.colour} {self.kind}"
-
-    @property
-    def x(self) -> float:
-        return float((np.nonzero(self.mask_HW)[1].mean() + 0.5) / len(self.mask_HW))
-
-    @property
-    def y(self) -> float:
-        return float((np.nonzero(self.mask_HW)[0].mean() + 0.5) / len(self.mask_HW))
-
-
-@dataclass(frozen=True)
-class Files:
-    """A rendered data set, read back."""
-
-    folder: Folder
-
-    def load(self, name: str) -> Any:
-        data = self.folder.read(name)
-        return pickle.loads(data) if name.endswith(".p") else json.loads(data)
-
-    @property
-    def images(self) -> dict[str, dict[str, Any]]:
-        return {image["file_name"]: image for image in self.load("instances.json")["images"]}
-
-    def ids_HW(self, image_id: int) -> np.ndarray:
-        pixels_HWC = np.asarray(Image.open(io.BytesIO(self.folder.read(f"panoptic/{image_id:012}.png"))), int)
-        return pixels_HWC @ [1, 256, 65536]
-
-    def things(self, name: str) -> list[Thing]:
-        """The shapes of a picture, instance by instance."""
-        image_id = self.images[name]["id"]
-        (said,) = (each for each in self.load("captions.json")["annotations"] if each["image_id"] == image_id)
-        annotations = [each for each in self.load("instances.json")["annotations"] if each["image_id"] == image_id]
-        ids_HW, things = self.ids_HW(image_id), []
-        for segment, annotation in zip(said["segments_info"], annotations, strict=True):
-            size, colour, kind = re.match(r"a (\w+) (\w+) (\w+)", segment["description"]).groups()
-            things.append(Thing(colour, kind, size, ids_HW == segment["id"], segment["description"], annotation))
-        return things
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(write(SCENES, tmp_path_factory.mktemp("scenes")))
@@ -121,66 +57,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 @pytest.fixture(scope="module")
 def scenes(files: Files) -> dict[str, list[Thing]]:
     """picture -> its shapes"""
-    return {name: files.things(name) for name in files.images}
-
-
-# -- what a phrase names ----------------------------------------------------------------------------------------------
-
-SIDES = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
-EDGES = {"leftmost": (-1, 0), "rightmost": (1, 0), "topmost": (0, -1), "bottommost": (0, 1)}
-LIKE = "with the same (?:colour|shape) as"
-NOUN = rf"(?P<size>small|large)? ?(?P<colour>{'|'.join(RGB)})? ?(?P<kind>{'|'.join(KINDS)}|shape)"
-PLACE = rf"(?P<relation>{'|'.join(SIDES)}|{LIKE}) (?P<anchor>the .+|<object1>)"
-PHRASE = re.compile(rf"the (?P<extreme>{'|'.join(EDGES)}|largest|smallest)? ?{NOUN}(?: {PLACE})?")
-
-
-def named(text: str, things: list[Thing], *, strictly: bool, prompt: Thing | None = None) -> list[Thing]:
-    """The shapes that answer to the phrase; `strictly`, only those of which nobody would doubt it."""
-    found = PHRASE.fullmatch(text)
-    assert found, f"{text!r} is not in the grammar"
-    words = found.groupdict()
-    candidates = [thing for thing in things if thing is not prompt and fits(words, thing)]
-    if words["relation"]:
-        (anchor,) = [prompt] if prompt else named(words["anchor"], things, strictly=strictly)
-        others = [thing for thing in candidates if thing is not anchor]
-        return [thing for thing in others if stands(words["relation"], thing, anchor, strictly=strictly)]
-    return foremost(words["extreme"], candidates) if words["extreme"] else candidates
-
-
-def fits(words: dict[str, str | None], thing: Thing) -> bool:
-    kind = words["kind"] in ("shape", thing.kind)
-    return kind and words["colour"] in (None, thing.colour) and words["size"] in (None, thing.size)
-
-
-def stands(relation: str, thing: Thing, anchor: Thing, *, strictly: bool) -> bool:
-    if relation.startswith("with the same"):
-        return thing.colour == anchor.colour if "colour" in relation else thing.kind == anchor.kind
-    right, down = SIDES[relation]
-    across, along = thing.x - anchor.x, thing.y - anchor.y
-    reach = right * across + down * along
-    return reach > 0.09 and reach > 0.75 * max(abs(across), abs(along)) if strictly else reach > 0.04
-
-
-def foremost(extreme: str, candidates: list[Thing]) -> list[Thing]:
-    """Those that cannot be told from the first; an extreme among one is no comparison."""
-    assert len(candidates) > 1
-    if extreme in ("largest", "smallest"):
-        return [thing for thing in candidates if (thing.size == "large") == (extreme == "largest")]
-    right, down = EDGES[extreme]
-    reach = [right * thing.x + down * thing.y for thing in candidates]
-    return [thing for thing, value in zip(candidates, reach, strict=True) if value > max(reach) - 0.07]
-
-
-def only(text: str, things: list[Thing], prompt: Thing | None = None) -> Thing:
-    """The one shape that the phrase names on either reading."""
-    strict, liberal = (named(text, things, strictly=strictly, prompt=prompt) for strictly in (True, False))
-    assert len(strict) == 1 and strict == liberal, f"{text!r} names {len(strict)} to {len(liberal)}"
-    return strict[0]
-
-
-def family(text: str) -> str:
-    words = PHRASE.fullmatch(text).groupdict()
-    return next((name for name in ("relation", "extreme", "size") if words[name]), "attribute")
+    return files.things()
 
 
 # -- words ------------------------------------------------------------------------------------------------------------
@@ -195,6 +72,18 @@ def test_every_expression_names_its_object_and_no_other(files: Files, scenes: di
             seen[family(sentence["sent"])] = seen.get(family(sentence["sent"]), 0) + 1
     assert seen.keys() == {"attribute", "size", "relation", "extreme"}
     assert seen["attribute"] > 0.5 * sum(seen.values())
+
+
+def test_whatever_the_grammar_offers_names_one_shape_only(scenes: dict[str, list[Thing]]):
+    """Many more phrases than the few that are written down."""
+    offered = 0
+    for index, things in enumerate(scenes.values()):
+        scene = compose(np.random.default_rng([SCENES.seed, index]), side=SCENES.size, objects=SCENES.objects)
+        for number, thing in enumerate(things):
+            texts = {phrase.text() for some in phrases_for(scene, number).values() for phrase in some}
+            assert all(only(text, things) is thing for text in texts)
+            offered += len(texts)
+    assert offered > 10 * sum(map(len, scenes.values()))
 
 
 def test_every_object_has_two_or_three_draws_of_different_words(files: Files):

@@ -9,7 +9,8 @@
     perbench/                   detailed_caption.json, mcq.json, vres.json of the evaluation scenes
     train_mcq.json, train_vres.json     the same of the training scenes
 
-A scene is a pure function of (seed, index), so a second run writes the same bytes, and pictures that lie there are kept.
+A scene is a pure function of (seed, index), so a second run writes the same bytes. It composes every scene anew, for the
+records, which is quick, and paints only those whose pictures do not lie there.
 """
 
 import json
@@ -59,7 +60,7 @@ def write_shapes(config: ShapesConfig, folder: Folder, progress: Callable[[int, 
 
 
 def _is_whole(data: bytes) -> bool:
-    """Whether a picture begins and ends as its format does, as one does not that a power cut took from the disk's cache."""
+    """Whether a picture begins and ends as its format does; one that a power cut caught on its way to the disk does not."""
     return any(data.startswith(start) and data.endswith(end) for start, end in ENDS)
 
 

@@ -12,7 +12,7 @@ The rules that make a store resumable without a database:
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -171,13 +171,14 @@ class Artifact:
     def _footers(self) -> Iterator[tuple[int, dict[str, Any]]]:
         sizes = self.folder.names()
         wanted = [(n, self.shard_name(n)) for n in range(self.shards) if self.shard_name(n) in sizes]
-        read = lambda item: (item[0], read_footer(self.folder, item[1], sizes[item[1]]))  # noqa: E731
         if self.folder.is_local:
-            yield from (pair for pair in map(read, wanted) if pair[1] is not None)
+            footers: Iterable[dict[str, Any] | None] = (read_footer(self.folder, name, sizes[name]) for _, name in wanted)
         else:
             with ThreadPoolExecutor(32) as pool:
-                pairs = list(pool.map(read, wanted))
-            yield from (pair for pair in pairs if pair[1] is not None)
+                footers = list(pool.map(lambda item: read_footer(self.folder, item[1], sizes[item[1]]), wanted))
+        for (number, _), footer in zip(wanted, footers, strict=True):
+            if footer is not None:
+                yield number, footer
 
     def refuse_stale(self) -> None:
         """Raise `StaleArtifact` if what lies here, complete or half-made, was made under another identity."""

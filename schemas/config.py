@@ -92,7 +92,7 @@ def override(data: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
         if not equals:
             raise ConfigError("an override needs the form key=value", f"--set {assignment}")
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
+            value: Any = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
         for name in reversed(key.strip().split(".")):

@@ -45,7 +45,8 @@ class Rle:
         if isinstance(counts, list):
             if sum(counts) != height * width or min(counts, default=0) < 0:
                 raise DataError(f"the RLE covers {sum(counts)} pixels, its image has {height * width}")
-            packed: Any = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+            whole: Any = {"size": [height, width], "counts": counts}
+            packed: Any = coco.frPyObjects(whole, height, width)
             counts = packed["counts"]
         text = counts.decode("ascii") if isinstance(counts, bytes) else counts
         _check_counts(text, height * width)

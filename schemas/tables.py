@@ -9,7 +9,7 @@ import functools
 import types
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
@@ -18,7 +18,6 @@ from schemas.dialogue import PromptSlot, Split, Task, Turn
 from schemas.features import FeatureSpec
 from schemas.regions import PromptKind, Rle, Segment, VisualPrompt
 
-Revived = TypeVar("Revived")
 _SCALARS: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
@@ -67,12 +66,12 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def revive(cls: type[Revived], value: Any) -> Revived:
+def revive(cls: Any, value: Any) -> Any:
     """The dataclass `cls` (or list of them) back from what `plain` made of it."""
     if value is None or not (dataclasses.is_dataclass(cls) or get_origin(cls) in (list, Sequence)):
         return value
     if get_origin(cls) is not None:
-        return [revive(get_args(cls)[0], item) for item in value]  # type: ignore[return-value]
+        return [revive(get_args(cls)[0], item) for item in value]
     return cls(**{name: revive(hint, value[name]) for name, hint in _fields(cls)})
 
 

@@ -4,6 +4,7 @@ Rows never pass through the driver: a worker reads its shard, publishes its shar
 dies costs the shard it held; another takes that shard up, until it has failed `attempts` times.
 """
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -112,6 +113,7 @@ class _Fleet:
 
     def run(self) -> Iterator[ShardResult]:
         import ray
+        from ray.exceptions import RayActorError, RayTaskError
 
         for worker in self.workers:
             self._send(worker)
@@ -120,9 +122,9 @@ class _Fleet:
             worker, number = self.flying.pop(ready)
             try:
                 result = ray.get(ready)
-            except ray.exceptions.RayActorError as error:
+            except RayActorError as error:
                 worker = self._replace(worker, number, error)
-            except ray.exceptions.RayTaskError as error:
+            except RayTaskError as error:
                 raise _cause(error, number) from None
             else:
                 yield result
@@ -167,7 +169,7 @@ def start_ray(resources: Resources) -> None:
                 num_cpus=None if resources.ray_address else max(resources.workers * resources.threads, _cores()),
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 configure_logging=True,
             )
 

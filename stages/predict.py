@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from schemas.dialogue import SEG, Sample
 from schemas.pictures import decode
@@ -50,8 +49,8 @@ class _Answerer:
         self.stage, self.model, self.vocabulary, self.batch = stage, model, vocabulary, batch
 
     def answer(self, inputs: Tables) -> pa.Table:
-        rows = inputs["samples"].filter(pc.equal(inputs["samples"].column("split"), "evaluation"))
-        samples = revive(list[Sample], rows.to_pylist())
+        rows = [row for row in inputs["samples"].to_pylist() if row["split"] == "evaluation"]
+        samples = revive(list[Sample], rows)
         pictures = _pictures(inputs["images"], {sample.image_key for sample in samples})
         answers = self._ask(samples, pictures, None)
         silent = [i for i, s in enumerate(samples) if s.task == "reference" and SEG not in answers[i].text]
@@ -69,8 +68,8 @@ class _Answerer:
 
 
 def _pictures(images: pa.Table, wanted: set[str]) -> dict[str, Any]:
-    rows = images.filter(pc.is_in(images.column("image_key"), pa.array(sorted(wanted), pa.string())))
-    return {row["image_key"]: decode(row["bytes"]) for row in rows.select(["image_key", "bytes"]).to_pylist()}
+    keys = images.column("image_key").to_pylist()
+    return {key: decode(images.column("bytes")[row].as_py()) for row, key in enumerate(keys) if key in wanted}
 
 
 def _row(sample: Sample, answer: Any) -> dict[str, Any]:

@@ -41,8 +41,11 @@ class PromptsStage(MapStage):
     def _prompts(self, image_key: str, segment: Segment) -> list[VisualPrompt]:
         rng = generator(self.seed, image_key, segment.segment_id)
         mask, text = segment.rle.mask(), segment.caption or segment.category
-        drawn = ((kind, self._draw(kind, mask, rng)) for kind in self.kinds)
-        return [VisualPrompt(segment.segment_id, kind, xy, Rle.of(marked), text) for kind, (xy, marked) in drawn]
+        prompts: list[VisualPrompt] = []
+        for kind in self.kinds:
+            xy, marked = self._draw(kind, mask, rng)
+            prompts.append(VisualPrompt(segment.segment_id, kind, xy, Rle.of(marked), text))
+        return prompts
 
     def _draw(self, kind: PromptKind, mask: np.ndarray, rng: np.random.Generator) -> tuple[list[float], np.ndarray]:
         match kind:

@@ -20,13 +20,17 @@ from stages.prompts import generator
 
 
 class SamplesStage(MapStage):
-    """`prompt_kinds` is what training may point with; evaluation points with masks. `phrasings` limits the variety of
-    questions, `negative_rate` is the chance of a turn about a prompt that is not there, `evaluation_limit` is the most
-    evaluation dialogues an image may have of one task (0: no limit)."""
+    """How statements become dialogues.
+
+    `repeats`: how often a task's statements are put into training dialogues, each time otherwise grouped and worded (once
+    where it is silent). `prompt_kinds`: what training may point with; evaluation points with masks. `phrasings` limits the
+    variety of questions. `negative_rate`: the chance of a turn about a prompt that is not there. `evaluation_limit`: the
+    most evaluation dialogues that an image may have of one task (0: no limit).
+    """
 
     tasks: tuple[Task, ...] = ("segmentation", "caption", "choice", "reference")
     turns: int = 5
-    rounds: int = 1
+    repeats: dict[Task, int] = {}
     prompts: int = 15
     phrasings: int = 8
     prompt_kinds: tuple[PromptKind, ...] = ("mask",)
@@ -92,9 +96,9 @@ class _Writer:
                 return statement.segment_id in self.marks
 
     def dialogues(self, task: Task, split: Split, statements: Sequence[Any]) -> Iterator[Sample]:
-        rounds, most = (self.stage.rounds, self.stage.turns) if split == "train" else (1, 1)
+        repeats, most = (self.stage.repeats.get(task, 1), self.stage.turns) if split == "train" else (1, 1)
         number = 0
-        for turn in range(rounds):
+        for turn in range(repeats):
             rng = generator(self.stage.seed, self.key, task, turn)
             order = rng.permutation(len(statements))
             if split == "evaluation":

@@ -8,25 +8,33 @@ from schemas.config import Config
 
 
 class StudentConfig(Config):
-    """Sizes of the transformer and of the mask head. The defaults are the 0.5B student of the paper."""
+    """Sizes of the transformer and of the mask head. The defaults are the 0.5B student of the paper.
 
-    layers: int = Field(24, ge=1)
-    hidden: int = Field(896, ge=1)
-    heads: int = Field(14, ge=1)
-    kv_heads: int = Field(2, ge=1)
-    head_dim: int = Field(64, ge=4)
-    ffn: int = Field(4864, ge=1)
-    patch: int = Field(16, ge=1)
-    max_side: int = Field(1024, ge=1)
-    rope_theta: float = Field(10_000.0, gt=0)
-    norm_eps: float = Field(1e-6, gt=0)
+    New weights are drawn with a standard deviation of `initializer_range`, token embeddings with `embedding_range` where it is
+    given: in a narrow student that starts from nothing, the small range of a wide one drowns which token is which. With
+    `recency`, the biases of queries and keys start alike and not at zero, from none in the first head to a deviation of
+    `recency` in the last, so that near tokens attract each other before anything is learned.
+    """
+
+    layers: int = Field(default=24, ge=1)
+    hidden: int = Field(default=896, ge=1)
+    heads: int = Field(default=14, ge=1)
+    kv_heads: int = Field(default=2, ge=1)
+    head_dim: int = Field(default=64, ge=4)
+    ffn: int = Field(default=4864, ge=1)
+    patch: int = Field(default=16, ge=1)
+    max_side: int = Field(default=1024, ge=1)
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    norm_eps: float = Field(default=1e-6, gt=0)
     tie_embeddings: bool = False
-    prompts: int = Field(15, ge=0)
-    mask_dim: int = Field(512, ge=1)
-    mask_width: int | None = Field(None, ge=1)
-    mask_stride: int = Field(4, ge=1)
-    initializer_range: float = Field(0.02, gt=0)
-    max_length: int = Field(8192, ge=4)
+    prompts: int = Field(default=15, ge=0)
+    mask_dim: int = Field(default=512, ge=1)
+    mask_width: int | None = Field(default=None, ge=1)
+    mask_stride: int = Field(default=4, ge=1)
+    initializer_range: float = Field(default=0.02, gt=0)
+    embedding_range: float | None = Field(default=None, gt=0)
+    recency: float = Field(default=0.0, ge=0)
+    max_length: int = Field(default=8192, ge=4)
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -62,19 +70,19 @@ class TeacherLoss(Config):
     """How one teacher's features are matched: the weight, and the student's tensor that is held against them."""
 
     reads: Literal["patches", "mask_features"]
-    weight: float = Field(0.5, ge=0)
+    weight: float = Field(default=0.5, ge=0)
 
 
 class LossConfig(Config):
     """Weights of the losses; `lm_with_masks` multiplies the text loss of a sample that also has masks."""
 
-    lm: float = Field(1.0, ge=0)
-    lm_with_masks: float = Field(0.1, ge=0)
-    mask: float = Field(2.0, ge=0)
-    dice: float = Field(0.5, ge=0)
-    points: int = Field(12544, ge=1)
-    oversample: float = Field(3.0, ge=1)
-    importance: float = Field(0.75, ge=0, le=1)
+    lm: float = Field(default=1.0, ge=0)
+    lm_with_masks: float = Field(default=0.1, ge=0)
+    mask: float = Field(default=2.0, ge=0)
+    dice: float = Field(default=0.5, ge=0)
+    points: int = Field(default=12544, ge=1)
+    oversample: float = Field(default=3.0, ge=1)
+    importance: float = Field(default=0.75, ge=0, le=1)
     distillation: dict[str, TeacherLoss] = Field(default_factory=dict)
 
     @field_validator("distillation")
@@ -89,12 +97,12 @@ class LossConfig(Config):
 class OptimConfig(Config):
     """AdamW, a linear warm-up over the share `warmup` of the run, then a cosine to zero."""
 
-    learning_rate: float = Field(4e-5, gt=0)
+    learning_rate: float = Field(default=4e-5, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(0.05, ge=0)
-    warmup: float = Field(0.05, ge=0, lt=1)
-    start_factor: float = Field(1e-5, ge=0, le=1)
-    clip: float = Field(1.0, gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    start_factor: float = Field(default=1e-5, ge=0, le=1)
+    clip: float = Field(default=1.0, gt=0)
 
     @field_validator("betas")
     @classmethod

@@ -181,7 +181,10 @@ class PixelSail(nn.Module):
             if name.endswith("bias"):
                 parameter.zero_()
             elif not name.endswith(("norm.weight", "layernorm.weight")):
-                nn.init.normal_(parameter, std=self.config.initializer_range, generator=generator)
+                embeds = name.endswith("embed_tokens.weight") and self.config.embedding_range
+                nn.init.normal_(parameter, std=embeds or self.config.initializer_range, generator=generator)
+        if self.config.recency:
+            self._favour_near_tokens(generator)
         head = (self.image_feature_pre_projector, self.seg_token_projector, self.image_feature_projector)
         for module in nn.ModuleList([*head, *self.upsample_blocks[:1]]).modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
@@ -190,6 +193,15 @@ class PixelSail(nn.Module):
                 nn.init.uniform_(module.bias, -bound, bound, generator=generator)
         for block in self.upsample_blocks[1:]:
             block.load_state_dict(self.upsample_blocks[0].state_dict())
+
+    def _favour_near_tokens(self, generator: torch.Generator) -> None:
+        """Equal query and key biases score highest where the rotary turn between two tokens is small."""
+        for block in self.single_transformer.model.layers:
+            attention = block.self_attn
+            scale_K = torch.linspace(0, self.config.recency, self.config.kv_heads)
+            bias_KD = torch.randn(self.config.kv_heads, self.config.head_dim, generator=generator) * scale_K[:, None]
+            attention.k_proj.bias.copy_(bias_KD.flatten())
+            attention.q_proj.bias.copy_(bias_KD.repeat_interleave(self.config.heads // self.config.kv_heads, dim=0).flatten())
 
 
 def mask_logits(queries_ns: Tensor, features_sHW: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ class TrainConfig(Config):
     neither the samples nor the points at which masks are compared.
     """
 
-    steps: int = Field(1000, ge=1)
-    batch: int = Field(8, ge=1)
-    micro_batch: int = Field(4, ge=1)
-    seed: int = Field(0, ge=0)
+    steps: int = Field(default=1000, ge=1)
+    batch: int = Field(default=8, ge=1)
+    micro_batch: int = Field(default=4, ge=1)
+    seed: int = Field(default=0, ge=0)
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpoint_every: int = execution(500, ge=1)
     keep: int = execution(2, ge=1)

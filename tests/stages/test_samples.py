@@ -51,6 +51,12 @@ def test_training_groups_turns_and_evaluation_asks_one_thing():
     assert asked[0].turns[0].question == "Please segment the cup 1 here."
 
 
+def test_repeats_group_and_word_the_same_statements_anew():
+    made = samples(SamplesStage(turns=2, repeats={"segmentation": 3}), annotation("k"))
+    assert len(made) == len({sample.sample_id for sample in made}) == 6
+    assert len({str(sample.turns) for sample in made}) == 6
+
+
 def test_evaluation_can_be_limited_per_image_and_task():
     limited = samples(SamplesStage(evaluation_limit=2), annotation("k", "evaluation"))
     everything = samples(SamplesStage(), annotation("k", "evaluation"))

@@ -1,0 +1,147 @@
+"""The DAG of coco.toml on real photographs, at the size of a test: every picture comes through, and nothing said of one is
+lost without a line."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.artifact import Artifact
+from schemas.storage import Folder
+from tests.flows.conftest import QUICKSTART
+from tests.flows.small import sailyard
+
+PICTURES, EXPRESSIONS = 208, 125
+FEATURES = ["features/sam2", "features/mask2former"]
+PER_PICTURE = ["images", "annotations", *FEATURES, "segments/ground_truth", "segments/mask2former", "prompts"]
+CONFIG = """
+extends = "{coco}"
+name = "photographs"
+workspace = "{workspace}"
+pool.shards = 4
+teachers.sam2.weights = "random"
+vocabulary.size = 512
+evaluation.max_new_tokens = 8
+
+[source]
+images = ["{sample}/images"]
+instances = ["{sample}/instances.json", "{sample}/instances_person_only.json"]
+panoptic = ["{sample}/panoptic.json"]
+refs = ["{refs}"]
+
+[teachers.mask2former]
+weights = "random"
+grid = [32, 32]
+
+[student]
+layers = 2
+hidden = 32
+heads = 2
+kv_heads = 2
+head_dim = 16
+ffn = 64
+max_side = 128
+mask_dim = 16
+mask_width = 16
+max_length = 1024
+
+[train]
+steps = 4
+batch = 4
+precision = "float32"
+readers = 1
+
+[resources]
+executor = "local"
+workers = 1
+
+[resources.steps]
+images = {{ beam_options = [] }}
+features = {{ device = "cpu", gpus = 0.0, threads = 1 }}
+"segments/mask2former" = {{ device = "cpu", gpus = 0.0, threads = 1 }}
+train = {{ device = "cpu", gpus = 0.0, threads = 1 }}
+predictions = {{ device = "cpu", gpus = 0.0, threads = 1 }}
+"""
+
+
+@pytest.fixture(scope="module")
+def sample() -> Path:
+    named = os.environ.get("SAILYARD_SAMPLE_DATA")
+    folder = (Path(named) if named else Path(__file__).parents[3] / "shared" / "data") / "coco"
+    if not folder.is_dir():
+        pytest.skip(f"the real pictures are not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(sample: Path) -> list[dict[str, Any]]:
+    """The expressions of the sample; those of every other picture are given to training."""
+    found = [json.loads(line) for line in (sample / "refs.jsonl").read_text().splitlines()]
+    taught = set(sorted({record["image_id"] for record in found})[::2])
+    return [record | ({"split": "train"} if record["image_id"] in taught else {}) for record in found]
+
+
+def as_reference(record: dict[str, Any]) -> dict[str, Any]:
+    """The record as RefCOCO's pickles have it; the sample has one sentence in each."""
+    sentence = {"sent": record["sentence"], "raw": record["sentence"], "sent_id": record["sent_id"]}
+    ann_id = -1 if record["no_target"] else record["ann_id"] or record["panoptic_segment_id"]
+    return {key: record[key] for key in ("ref_id", "image_id", "split")} | {"ann_id": ann_id, "sentences": [sentence]}
+
+
+@pytest.fixture(scope="module")
+def printed(prefect_server, sample, records, tmp_path_factory) -> dict[str, Any]:
+    """What the run ends with."""
+    folder = tmp_path_factory.mktemp("photographs")
+    (folder / "refs.p").write_bytes(pickle.dumps([as_reference(record) for record in records], 0))
+    config, coco = folder / "photographs.toml", QUICKSTART.with_name("coco.toml")
+    config.write_text(CONFIG.format(coco=coco, workspace=folder / "runs", sample=sample, refs=folder / "refs.p"))
+    done = sailyard("run", config, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def rows(printed: dict[str, Any], step: str) -> list[dict[str, Any]]:
+    made = Artifact.sealed(Folder(printed["artifacts"][step]))
+    return [row for table in made.iterate() for row in table.to_pylist()]
+
+
+@pytest.mark.sample
+def test_every_photograph_comes_through_every_table(printed):
+    for step in PER_PICTURE:
+        record = Artifact.sealed(Folder(printed["artifacts"][step])).record()
+        assert (step, record.rows, record.failed, record.failures) == (step, PICTURES, 0, [])
+    for step in FEATURES:
+        assert all(row["feature"] is not None for row in rows(printed, step))
+
+
+@pytest.mark.sample
+def test_every_expression_is_asked_or_has_a_line(printed, records):
+    turns = [turn for row in rows(printed, "samples") if row["task"] == "segmentation" for turn in row["turns"]]
+    faults = [fault for row in rows(printed, "annotations") for fault in row["faults"]]
+    assert len(records) == EXPRESSIONS == len(turns) + len(faults)
+    assert all(fault.startswith("unknown object: ") for fault in faults)
+    asked = "\n".join(turn["question"] for turn in turns)
+    named = "\n".join(faults)
+    for record in records:
+        known = record["no_target"] or record["mask_source"]
+        assert (record["sentence"].lower().removesuffix(".") in asked) if known else (f"reference {record['ref_id']} " in named)
+
+
+@pytest.mark.sample
+def test_the_student_is_taught_asked_and_judged(printed, records):
+    usable = [record for record in records if record["no_target"] or record["mask_source"]]
+    evaluated = sum(record["split"] != "train" for record in usable)
+    assert 0 < evaluated < len(usable)
+    for weights in ("trained", "untrained"):
+        assert len(rows(printed, f"predictions/{weights}")) == evaluated
+        scores = printed["metrics"][weights]["segmentation"]
+        assert scores["count"] == evaluated
+        assert 0 <= scores["ciou"] <= 1
+        assert 0 <= scores["giou"] <= 1
+    summary = Artifact.sealed(Folder(printed["artifacts"]["train"])).record().summary
+    assert summary["steps"] == 4
+    assert summary["dropped"] == {}
+    assert b"data:image/" in Path(printed["report"]).read_bytes()

@@ -24,8 +24,8 @@ from flows import pages
 from flows.config import Project
 from flows.graph import Part, Step, artifacts, below, choose, steps_of
 from flows.results import metrics_of, picture_of
-from flows.states import clear, refuse_stale, state_of
-from flows.steps import StepResult, as_task
+from flows.states import StepResult, clear, refuse_stale, state_of
+from flows.steps import as_task
 from schemas.artifact import Artifact
 from schemas.storage import Folder
 

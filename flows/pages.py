@@ -3,7 +3,7 @@
 import base64
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -17,11 +17,9 @@ from prefect.artifacts import (
 from prefect.logging import get_run_logger
 
 from flows.results import REPORT, place, score_rows
+from flows.states import StepResult
 from flows.words import duration, size
 from schemas.artifact import Artifact
-
-if TYPE_CHECKING:
-    from flows.steps import StepResult
 
 SECONDS_OF_SILENCE = 60.0
 
@@ -59,20 +57,20 @@ class Bar:
             self.silent_until = time.monotonic() + SECONDS_OF_SILENCE
 
 
-def show_step(project: str, made: "StepResult") -> None:
+def show_step(project: str, made: StepResult) -> None:
     """The table of one step, on the page of its task run and, with its history, among the artifacts."""
     rows = [{"what": name, "value": value} for name, value in _facts(made).items()]
     left(lambda: create_table_artifact(rows, key(project, "step", made.step), f"{made.step}: {made.how}, {made.why}"))
 
 
-def show_run(project: str, made: Sequence["StepResult"]) -> None:
+def show_run(project: str, made: Sequence[StepResult]) -> None:
     """What the run did, a row a step."""
     names = ("how", "why", "rows", "errors", "bytes", "seconds")
     rows = [{"step": one.step} | {name: _facts(one)[name] for name in names} for one in made]
     left(lambda: create_table_artifact(rows, key(project, "steps"), "What was computed, what was reused, and why"))
 
 
-def _facts(made: "StepResult") -> dict[str, Any]:
+def _facts(made: StepResult) -> dict[str, Any]:
     rate = round(made.state.rows / made.seconds, 1) if made.seconds and made.state.rows else None
     return {
         "how": made.how,
@@ -87,7 +85,7 @@ def _facts(made: "StepResult") -> dict[str, Any]:
     }
 
 
-def line(made: "StepResult") -> str:
+def line(made: StepResult) -> str:
     """The same in a line, for the terminal."""
     if made.how == "reused":
         return f"{made.step}: reused, {made.why}"

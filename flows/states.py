@@ -31,6 +31,19 @@ class State:
     by_inputs: bool = False
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """What became of a step, for the reader of a run."""
+
+    step: str
+    how: Literal["computed", "reused"]
+    why: str
+    state: State
+    failed: int
+    seconds: float
+    where: str
+
+
 def state_of(artifact: Artifact) -> State:
     record = artifact.record()
     if record is None:

@@ -8,10 +8,9 @@ import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from prefect import State as PrefectState
 from prefect import Task, task
@@ -23,7 +22,7 @@ from flows import pages
 from flows.config import Project
 from flows.graph import Step
 from flows.progress import Meter
-from flows.states import State, begin, clear, refuse_stale, state_of
+from flows.states import State, StepResult, begin, clear, refuse_stale, state_of
 from schemas.artifact import Artifact
 from schemas.errors import BrokenArtifact, ConfigError, DataError, MissingLibrary, NonFinite, StaleArtifact
 from stages.base import Inputs, JobStage, MapStage, Outcome, Progress
@@ -45,19 +44,6 @@ PACKAGES = (
 )
 # Errors that come back however often one tries.
 LASTING = (BrokenArtifact, ConfigError, DataError, MissingLibrary, NonFinite, StaleArtifact)
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What became of a step, for the reader of a run."""
-
-    step: str
-    how: Literal["computed", "reused"]
-    why: str
-    state: State
-    failed: int
-    seconds: float
-    where: str
 
 
 def make_step(step: Step, artifacts: Mapping[str, Artifact], progress: Progress, *, rebuild: str = "") -> StepResult:

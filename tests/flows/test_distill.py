@@ -7,7 +7,7 @@ from prefect.client.orchestration import get_client
 
 from flows.config import Project
 from flows.distill import build_data, start
-from flows.steps import StepResult
+from flows.states import StepResult
 from schemas.config import override, parse, read_toml
 from schemas.errors import StaleArtifact
 from tests.flows.conftest import LIGHT

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,15 +24,16 @@ SECONDS_BETWEEN_LOOKS = 0.002
 def killed(moment: Callable[[], bool], *args: str | Path) -> bool:
     """Whether `run`, in a process group of its own, was still at work when `moment` had come: then all of it was killed."""
     command = [*COMMAND, "run", *map(str, args)]
-    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    while run.poll() is None and not moment():
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    if run.poll() is not None:
-        assert run.returncode == 0
+    with tempfile.TemporaryFile("w+") as told:
+        run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=told, start_new_session=True)
+        while run.poll() is None and not moment():
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+            return run.wait() == -signal.SIGKILL
+        told.seek(0)
+        assert run.returncode == 0, told.read()
         return False
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
-    return True
 
 
 def appears(workspace: Path, pattern: str) -> Callable[[], bool]:

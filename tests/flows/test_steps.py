@@ -12,7 +12,8 @@ from prefect.runtime import flow_run
 
 from flows.config import Project
 from flows.graph import Step, artifacts
-from flows.steps import StepResult, as_task
+from flows.states import StepResult
+from flows.steps import as_task
 from schemas.errors import BrokenArtifact, StageFailed, StaleArtifact
 from schemas.storage import Folder
 from tests.flows.tiny import SHARDS, chain

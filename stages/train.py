@@ -158,6 +158,8 @@ def _fit(trainer: Any, board: Any, progress: Progress) -> dict[str, Any]:
                 _tell(progress, row)
     finally:
         pool.shutdown(wait=False)
+        if not fit.done():
+            ray.shutdown()  # interrupted: the group must not train on, and the thread must not keep this process alive
     _, result = ray.get(board.read.remote())
     ray.kill(board)
     if isinstance(result, SailyardError):

@@ -56,6 +56,8 @@ def errors_told(traceback: bool) -> Iterator[None]:
         yield
     except typer.Exit:
         raise
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # whoever read along has seen enough
     except KeyboardInterrupt:
         _fail("interrupted: what is done stays done, run again to go on", 128 + signal.SIGINT)
     except SystemExit as end:

@@ -17,6 +17,8 @@ def prompt_token(index: int) -> str:
 
 @dataclass(frozen=True)
 class Turn:
+    """What is asked and what is answered; both may hold `[SEG]` and `<PromptK>`."""
+
     question: str
     answer: str
 

@@ -6,13 +6,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from schemas.pictures import decode
 
 from schemas import tables
 from schemas.artifact import file_digest
 from schemas.config import fingerprint
 from schemas.errors import DataError, NonFinite
 from schemas.features import FeatureSpec
+from schemas.pictures import decode
 from schemas.storage import Folder
 from schemas.tables import Table
 from stages.base import ErrorClass, Inputs, MapStage, Resources, ShardFunction, Tables, row_error
@@ -50,6 +50,8 @@ def weights_digest(teacher: TeacherConfig) -> dict[str, str]:
     if teacher.folder is None:
         return {}
     path = Path(teacher.folder)
+    if not path.exists():
+        raise DataError("there are no weights here", teacher.folder, f"Download {teacher.weights} and name its folder.")
     folder = Folder(str(path.parent if path.is_file() else path))
     names = [path.name] if path.is_file() else list(folder.tree())
     return {"weights": fingerprint({name: file_digest(folder, name) for name in names})}

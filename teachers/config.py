@@ -2,7 +2,7 @@
 
 `weights` names the network and picks the defaults of the other fields (see `PRESETS`): "random" is a micro network with
 seeded weights for trials and tests, the other names are those of the published checkpoints. The name is identity, where
-the files lie (`folder`) is not; that the files are the ones meant is settled by the digest in the teacher's passport.
+the files lie (`folder`) is not; a digest of the files themselves is part of the identity of all that they make.
 """
 
 from typing import Annotated, Any, Literal

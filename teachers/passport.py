@@ -1,4 +1,4 @@
-"""A teacher's passport: what made its features, beyond its config. It lies in the record of every artifact of features."""
+"""A teacher's passport: what makes its features, beyond its config."""
 
 import importlib.metadata
 from typing import Any

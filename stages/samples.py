@@ -80,7 +80,8 @@ class _Writer:
             self.marks.setdefault(prompt.segment_id, {})[prompt.kind] = prompt.rle
 
     def statements(self, task: Task) -> list[Any]:
-        """What the picture's annotations say for this task and can be asked: every region named is there."""
+        """What the picture's annotations say for this task and can be asked: every region named is there. A picture without
+        any object has no masks to tell an empty one's size by."""
         name, cls = _NAMES[task]
         said = revive(list[cls], self.annotation[name])  # type: ignore[valid-type]
         return [statement for statement in said if self._can_ask(statement)]
@@ -88,7 +89,7 @@ class _Writer:
     def _can_ask(self, statement: Any) -> bool:
         match statement:
             case Expression():
-                return all(number in self.segments for number in statement.segment_ids)
+                return bool(self.segments) and all(number in self.segments for number in statement.segment_ids)
             case Reference():
                 asked = _prompts_needed(statement)
                 return asked <= self.stage.prompts and all(tag.segment_id in self.marks for tag in statement.tags)

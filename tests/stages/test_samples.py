@@ -76,6 +76,10 @@ def test_no_target_gets_an_empty_mask():
     assert sample.masks[0].area == 0
 
 
+def test_a_picture_without_objects_is_not_asked_about():
+    assert samples(SamplesStage(), annotation("k", objects=[], expressions=[Expression("the cow", [], "train", "grefs")])) == []
+
+
 @pytest.mark.parametrize("kinds", [("mask",), ("point", "box")])
 def test_captions_point_with_prompts_of_the_wanted_kinds(kinds):
     captions = [Caption(n, f"number {n}", "train", "c") for n in (1, 2, 3, 4)]

@@ -43,6 +43,7 @@ class Part:
     digest: str
     rows: int = 0
     failed: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,12 +146,14 @@ class Artifact:
     def write(self, number: int, rows: pa.Table) -> Part:
         """Publish shard `number`. `rows` has the table's schema; those with an `error` count as failed."""
         assert self.table is not None, f"{self.where} holds files, not shards"
+        left_out = tables.left_out(rows)
         failed = len(rows) - rows.column("error").null_count if self.table.has_errors else 0
         footer = {
             "sailyard": 1,
             "shard": number,
             "rows": len(rows),
             "failed": failed,
+            "left_out": left_out,
             "fingerprint": self.fingerprint,
             "identity": self.identity,
             "digest": _NO_DIGEST,
@@ -160,7 +163,7 @@ class Artifact:
         data, digest = _sign(bytearray(encode(rows.cast(self.table.schema), text)))
         name = self.shard_name(number)
         self.folder.write(name, data)
-        return Part(name, len(data), digest, len(rows), failed)
+        return Part(name, len(data), digest, len(rows), failed, left_out)
 
     def found(self) -> dict[int, Part]:
         """The shards that count: whole, numbered below `shards` and of today's fingerprint."""
@@ -290,7 +293,8 @@ def read_footer(folder: Folder, name: str, size: int) -> dict[str, Any] | None:
 
 
 def _part(footer: dict[str, Any]) -> Part:
-    return Part(footer["name"], footer["bytes"], footer["digest"], footer["rows"], footer["failed"])
+    names = ("name", "bytes", "digest", "rows", "failed", "left_out")
+    return Part(*(footer[name] for name in names))
 
 
 def _sign(data: bytearray) -> tuple[memoryview, str]:

@@ -6,8 +6,9 @@ classes, so a field is written down once. Tensors lie in Arrow IPC files to be m
 
 import dataclasses
 import functools
+import json
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -18,6 +19,7 @@ from schemas.dialogue import PromptSlot, Split, Task, Turn
 from schemas.features import FeatureSpec
 from schemas.regions import PromptKind, Rle, Segment, VisualPrompt
 
+_LEFT_OUT = b"left_out"
 _SCALARS: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
@@ -39,6 +41,17 @@ class Table:
     def rows(self, rows: Sequence[dict[str, Any]]) -> pa.Table:
         """The Arrow table of `rows`; dataclasses inside become structs, an absent nullable column is null."""
         return pa.Table.from_pylist([plain(row) for row in rows], schema=self.schema)
+
+
+def without(rows: pa.Table, counts: Mapping[str, int]) -> pa.Table:
+    """`rows`, with a note of what was left out of them on purpose: how many, by reason. The shard's footer keeps it."""
+    note = {reason: count for reason, count in sorted(counts.items()) if count}
+    return rows.replace_schema_metadata({_LEFT_OUT: json.dumps(note)})
+
+
+def left_out(rows: pa.Table) -> dict[str, int]:
+    """What `without` noted."""
+    return json.loads((rows.schema.metadata or {}).get(_LEFT_OUT, b"{}"))
 
 
 def arrow_type(hint: Any) -> pa.DataType:
@@ -68,11 +81,13 @@ def plain(value: Any) -> Any:
 
 def revive(cls: Any, value: Any) -> Any:
     """The dataclass `cls` (or list of them) back from what `plain` made of it."""
-    if value is None or not (dataclasses.is_dataclass(cls) or get_origin(cls) in (list, Sequence)):
-        return value
-    if get_origin(cls) is not None:
+    if value is None:
+        return None
+    if get_origin(cls) in (list, Sequence):
         return [revive(get_args(cls)[0], item) for item in value]
-    return cls(**{name: revive(hint, value[name]) for name, hint in _fields(cls)})
+    if isinstance(cls, type) and dataclasses.is_dataclass(cls):
+        return cls(**{name: revive(hint, value[name]) for name, hint in _fields(cls)})
+    return value
 
 
 @functools.cache
@@ -113,10 +128,12 @@ IMAGES = Table(
 )
 ANNOTATIONS = Table(
     "annotations",
-    1,
+    2,
     pa.schema(
         [
             _KEY,
+            _field("width", int),
+            _field("height", int),
             _field("objects", list[Segment]),
             _field("expressions", list[Expression]),
             _field("captions", list[Caption]),
@@ -127,7 +144,8 @@ ANNOTATIONS = Table(
         ]
     ),
     "parquet",
-    "One row a picture: what the datasets say about it. `faults` names each statement that could not be used.",
+    "One row a picture: its upright size and what the datasets say about it. `faults` names each statement that could not be "
+    "used.",
 )
 SEGMENTS = Table(
     "segments",

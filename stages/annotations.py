@@ -144,6 +144,8 @@ def _row(picture: dict[str, Any], said: list[Page], files: list[SourceFile]) -> 
             draft.fault("no pixels", files[page.file], f"{len(page.statements)} statements", "the picture cannot be decoded")
     return {
         "image_key": picture["image_key"],
+        "width": picture["width"],
+        "height": picture["height"],
         "objects": draft.objects,
         "expressions": draft.expressions,
         "captions": draft.captions,

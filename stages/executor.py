@@ -7,7 +7,9 @@ dies costs the shard it held; another takes that shard up, until it has failed `
 import logging
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,7 +67,9 @@ class _Tally:
 
     def outcome(self, max_error_rate: float) -> Outcome:
         lines = judge(self.output, max_error_rate)
-        return Outcome({"seconds_of_work": round(self.seconds, 3), "shards_made": self.made}, lines)
+        summary: dict[str, Any] = {"seconds_of_work": round(self.seconds, 3), "shards_made": self.made}
+        left_out = sum((Counter(part.left_out) for part in self.output.found().values()), Counter[str]())
+        return Outcome(summary | ({"left_out": dict(left_out)} if left_out else {}), lines)
 
 
 def _in_process(work: Work, numbers: list[int]) -> Iterator[ShardResult]:
@@ -158,20 +162,43 @@ def _threads(resources: Resources) -> dict[str, Any]:
     return {"env_vars": {"OMP_NUM_THREADS": str(resources.threads)}}
 
 
+def in_background(work: Callable[[], Any]) -> Future[None]:
+    """Do the work in a thread that, unlike a pool's, may be left behind when the process ends."""
+    future: Future[None] = Future()
+
+    def settle() -> None:
+        try:
+            work()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    threading.Thread(target=settle, name="in-background", daemon=True).start()
+    return future
+
+
 def start_ray(resources: Resources) -> None:
     """Join the cluster at `ray_address`, or start one on this machine, unless this process is in one already."""
     import ray
 
-    if not ray.is_initialized():
+    if ray.is_initialized():
+        return
+    address = resources.ray_address
+    try:
         with _sigterm_kept():
             ray.init(
-                address=resources.ray_address,
-                num_cpus=None if resources.ray_address else max(resources.workers * resources.threads, _cores()),
+                address=address,
+                num_cpus=None if address else max(resources.workers * resources.threads, _cores()),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 configure_logging=True,
             )
+    except (ConnectionError, ValueError) as error:
+        what = f"no Ray cluster could be joined: {row_error('infra', error)}"
+        remedy = "Start it with `ray start --head`, or leave resources.ray_address out for one on this machine."
+        raise StageFailed(what, address or "this machine", remedy) from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pyarrow as pa
 from PIL import Image, ImageDraw
 
 from schemas.regions import PromptKind, Rle, Segment, VisualPrompt, box_mask
-from schemas.tables import PROMPTS, Table, revive
+from schemas.tables import PROMPTS, Table, revive, without
 from stages.base import Inputs, MapStage, Resources, ShardFunction, Tables
 
 
@@ -31,10 +31,12 @@ class PromptsStage(MapStage):
         return self.draw
 
     def draw(self, inputs: Tables) -> pa.Table:
-        return PROMPTS.rows([self._row(row) for row in inputs["segments"].to_pylist()])
+        rows = inputs["segments"].to_pylist()
+        unfit = sum(not _fit(segment) for row in rows for segment in revive(list[Segment], row["segments"]))
+        return without(PROMPTS.rows([self._row(row) for row in rows]), {"crowds and empty segments": unfit})
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
-        segments = [s for s in revive(list[Segment], row["segments"]) if not s.is_crowd and s.rle.area > 0]
+        segments = filter(_fit, revive(list[Segment], row["segments"]))
         prompts = [prompt for segment in segments for prompt in self._prompts(row["image_key"], segment)]
         return {"image_key": row["image_key"], "prompts": prompts, "error": row["error"]}
 
@@ -70,6 +72,11 @@ class PromptsStage(MapStage):
         ImageDraw.Draw(canvas).line(xy, fill=1, width=self.scribble_width, joint="curve")
         ImageDraw.Draw(canvas).point(xy, fill=1)
         return xy, np.asarray(canvas) & mask
+
+
+def _fit(segment: Segment) -> bool:
+    """Whether one can point at it."""
+    return not segment.is_crowd and segment.rle.area > 0
 
 
 def generator(seed: int, *names: Any) -> np.random.Generator:

@@ -1,9 +1,11 @@
 """ANNOTATIONS and PROMPTS -> SAMPLES: dialogues as text with `[SEG]` and `<PromptK>`, in the authors' forms (reference 6, 7).
 
 Training dialogues carry up to `turns` turns in varied phrasings; an evaluation dialogue asks one thing in the fixed form.
-A picture with evaluation statements is kept out of training altogether, and counted by the annotations' data card.
+A picture with evaluation statements is kept out of training altogether. Every statement that becomes no dialogue is counted
+in the record, by task and reason.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,7 +15,7 @@ import pyarrow as pa
 from schemas.annotations import Caption, Choice, Expression, Reference
 from schemas.dialogue import SEG, PromptSlot, Sample, Split, Task, Turn, prompt_token
 from schemas.regions import PromptKind, Rle, Segment, VisualPrompt
-from schemas.tables import SAMPLES, Table, plain, revive
+from schemas.tables import SAMPLES, Table, plain, revive, without
 from stages import phrases
 from stages.base import Inputs, MapStage, Resources, ShardFunction, Tables
 from stages.prompts import generator
@@ -46,21 +48,28 @@ class SamplesStage(MapStage):
 
     def write(self, inputs: Tables) -> pa.Table:
         pairs = zip(inputs["annotations"].to_pylist(), inputs["prompts"].to_pylist(), strict=True)
-        rows = [plain(sample) for annotation, prompts in pairs for sample in self._of_image(annotation, prompts)]
-        return SAMPLES.rows(rows)
+        left_out: Counter[str] = Counter()
+        rows = [plain(sample) for annotation, prompts in pairs for sample in self._of_image(annotation, prompts, left_out)]
+        return without(SAMPLES.rows(rows), left_out)
 
-    def _of_image(self, annotation: dict[str, Any], prompts: dict[str, Any]) -> Iterator[Sample]:
-        if annotation["error"] or prompts["error"]:
-            return
+    def _of_image(self, annotation: dict[str, Any], prompts: dict[str, Any], left_out: Counter[str]) -> Iterator[Sample]:
         writer = _Writer(self, annotation, revive(list[VisualPrompt], prompts["prompts"]))
-        splits = {statement["split"] for name in _STATEMENTS for statement in annotation[name]}
+        failed = annotation["error"] or prompts["error"]
+        splits = {statement["split"] for name, _ in _NAMES.values() for statement in annotation[name]}
         split: Split = "evaluation" if "evaluation" in splits else "train"
         for task in self.tasks:
-            groups = [statement for statement in writer.statements(task) if statement.split == split]
-            yield from writer.dialogues(task, split, groups)
+            said = writer.statements(task)
+            reasons = [_FAILED if failed else writer.why_not(statement, split) for statement in said]
+            left_out.update(f"{task}: {reason}" for reason in reasons if reason)
+            asked = [statement for statement, reason in zip(said, reasons, strict=True) if not reason]
+            left_out[f"{task}: over evaluation_limit"] += self._over_limit(split, len(asked))
+            yield from writer.dialogues(task, split, asked)
+
+    def _over_limit(self, split: Split, count: int) -> int:
+        return max(count - self.evaluation_limit, 0) if split == "evaluation" and self.evaluation_limit else 0
 
 
-_STATEMENTS = ("expressions", "captions", "choices", "references")
+_FAILED = "its picture or the picture's prompts failed"
 _NAMES: dict[Task, tuple[str, type]] = {
     "segmentation": ("expressions", Expression),
     "caption": ("captions", Caption),
@@ -80,21 +89,24 @@ class _Writer:
             self.marks.setdefault(prompt.segment_id, {})[prompt.kind] = prompt.rle
 
     def statements(self, task: Task) -> list[Any]:
-        """What the picture's annotations say for this task and can be asked: every region named is there. A picture without
-        any object has no masks to tell an empty one's size by."""
+        """What the picture's annotations say for this task."""
         name, cls = _NAMES[task]
-        said = revive(list[cls], self.annotation[name])  # type: ignore[valid-type]
-        return [statement for statement in said if self._can_ask(statement)]
+        return revive(list[cls], self.annotation[name])  # type: ignore[valid-type]
 
-    def _can_ask(self, statement: Any) -> bool:
+    def why_not(self, statement: Any, split: Split) -> str:
+        """Why the statement becomes no dialogue; empty where it does."""
+        if statement.split != split:
+            return "its picture is evaluated on"
         match statement:
             case Expression():
-                return bool(self.segments) and all(number in self.segments for number in statement.segment_ids)
+                return "" if self.segments.keys() >= set(statement.segment_ids) else "it names what is no object"
             case Reference():
-                asked = _prompts_needed(statement)
-                return asked <= self.stage.prompts and all(tag.segment_id in self.marks for tag in statement.tags)
+                pointed = {tag.segment_id for tag in statement.tags}
+                if _prompts_needed(statement) > self.stage.prompts:
+                    return f"it points with more than {self.stage.prompts} prompts"
             case _:
-                return statement.segment_id in self.marks
+                pointed = {statement.segment_id}
+        return "" if self.marks.keys() >= pointed else "its object has no prompt"
 
     def dialogues(self, task: Task, split: Split, statements: Sequence[Any]) -> Iterator[Sample]:
         repeats, most = (self.stage.repeats.get(task, 1), self.stage.turns) if split == "train" else (1, 1)
@@ -116,15 +128,10 @@ class _Writer:
 
     def target(self, segment_ids: Sequence[int]) -> Rle:
         """The union of the segments; empty for none."""
-        height, width = self.annotation_size()
-        mask = np.zeros((height, width), dtype=bool)
+        mask = np.zeros((self.annotation["height"], self.annotation["width"]), dtype=bool)
         for number in segment_ids:
             mask |= self.segments[number].mask()
         return Rle.of(mask)
-
-    def annotation_size(self) -> tuple[int, int]:
-        first = next(iter(self.segments.values()))
-        return first.height, first.width
 
 
 class _Draft:

@@ -61,9 +61,8 @@ def _annotated(image: dict[str, Any], annotation: dict[str, Any]) -> list[Segmen
 
 def find_segments(find: Callable[..., list[Segment]], inputs: Tables, min_area: int) -> pa.Table:
     """One row a picture: its segments of `min_area` pixels and more, or the error that kept them from being found."""
-    pairs = list(zip(inputs["images"].to_pylist(), inputs["annotations"].to_pylist(), strict=True))
-    rows = []
-    for image, annotation in pairs:
+    rows, small = [], 0
+    for image, annotation in zip(inputs["images"].to_pylist(), inputs["annotations"].to_pylist(), strict=True):
         key, error = image["image_key"], image["error"]
         if error:
             rows.append({"image_key": key, "segments": [], "error": error})
@@ -72,5 +71,7 @@ def find_segments(find: Callable[..., list[Segment]], inputs: Tables, min_area: 
         if isinstance(found, BaseException):
             rows.append({"image_key": key, "segments": [], "error": row_error(error_class(found), found)})
         else:
-            rows.append({"image_key": key, "segments": [s for s in found if s.rle.area >= min_area]})
-    return tables.SEGMENTS.rows(rows)
+            kept = [segment for segment in found if segment.rle.area >= min_area]
+            small += len(found) - len(kept)
+            rows.append({"image_key": key, "segments": kept})
+    return tables.without(tables.SEGMENTS.rows(rows), {f"segments under {min_area} pixels": small})

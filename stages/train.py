@@ -5,7 +5,7 @@ in the store, and a fresh group goes on from the latest whole one. What the loop
 """
 
 import tempfile
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from schemas.artifact import Artifact
 from schemas.errors import SailyardError, StageFailed
 from schemas.tables import Table
 from stages.base import Inputs, JobStage, Outcome, Progress, Resources, row_error
-from stages.executor import start_ray
+from stages.executor import in_background, start_ray
 from stages.vocabulary import FILE
 from student.config import LossConfig, OptimConfig, StudentConfig
 from student.train_config import TrainConfig
@@ -147,8 +147,7 @@ def _fit(trainer: Any, board: Any, progress: Progress) -> dict[str, Any]:
     import ray
     from ray.train import TrainingFailedError
 
-    pool = ThreadPoolExecutor(1, thread_name_prefix="ray-train")
-    fit = pool.submit(trainer.fit)
+    fit = in_background(trainer.fit)
     told = -1
     try:
         while not wait([fit], timeout=POLL_SECONDS).done:
@@ -157,9 +156,8 @@ def _fit(trainer: Any, board: Any, progress: Progress) -> dict[str, Any]:
                 told = row["step"]
                 _tell(progress, row)
     finally:
-        pool.shutdown(wait=False)
         if not fit.done():
-            ray.shutdown()  # interrupted: the group must not train on, and the thread must not keep this process alive
+            ray.shutdown()  # interrupted: the group must not train on
     _, result = ray.get(board.read.remote())
     ray.kill(board)
     if isinstance(result, SailyardError):

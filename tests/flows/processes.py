@@ -25,5 +25,11 @@ def children(pid: int) -> dict[int, str]:
     return {child: line for child, line in lines.items() if line}
 
 
+def descendants(pid: int) -> set[int]:
+    """The living children of `pid`, their children, and so on."""
+    below = set(children(pid))
+    return below.union(*map(descendants, below))
+
+
 def is_alive(pid: int) -> bool:
     return bool(Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/cmdline").read_bytes())

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from schemas.storage import Folder
+from tests.flows.processes import descendants, is_alive, until
 from tests.flows.small import COMMAND, ROOT, STEPS, digests, sailyard
 
 SECONDS_BETWEEN_LOOKS = 0.002
@@ -84,6 +85,22 @@ def test_three_kills_cost_nothing_that_was_done(unbroken, tmp_path):
     assert young.exists()
     assert not old.exists()
     assert not any(name.endswith(".tmp") for name in Folder(str(workspace)).tree())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_training_on_ray_takes_its_workers_with_it(unbroken, tmp_path, number):
+    workspace = tmp_path / "interrupted"
+    shutil.copytree(unbroken.parent / "runs", workspace, ignore=shutil.ignore_patterns("train", "predictions", "report"))
+    options = ["--workspace", str(workspace), "--only", "train", "--set", "train.steps=100000", "--set", "train.micro_batch=2"]
+    options += ["--set", "resources.executor=ray", "--set", "resources.steps.train.workers=2"]
+    begun = appears(workspace, "train/step-*4")
+    run = subprocess.Popen([*COMMAND, "run", str(unbroken), *options], cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
+    until(begun)
+    group = descendants(run.pid)
+    os.killpg(run.pid, number)
+    assert b"what is done stays done" in run.communicate(timeout=60)[1]
+    assert run.returncode == 128 + number
+    until(lambda: not any(map(is_alive, group)))
 
 
 def test_a_second_run_computes_nothing(unbroken):

@@ -11,6 +11,7 @@ from schemas.errors import BrokenArtifact, StaleArtifact
 from schemas.features import FeatureSpec
 from schemas.regions import Rle, Segment
 from schemas.storage import Folder
+from schemas.tables import SEGMENTS, without
 
 SPEC = FeatureSpec(teacher="t", layer="l", channels=2, height=2, width=2)
 SEGMENT = Segment(1, "cup", True, False, 1.0, "instances", Rle.of(np.eye(5, dtype=bool)))
@@ -56,6 +57,14 @@ def test_failed_rows_are_counted(store: Folder):
     record = make(store, "features").record()
     assert record is not None
     assert (record.rows, record.failed) == (6, 3)
+
+
+def test_what_was_left_out_is_counted_in_the_footer(store: Folder):
+    artifact = Artifact(store.child("segments"), {"stage": "S"}, SEGMENTS, 1)
+    rows = SEGMENTS.rows([{"image_key": "a", "segments": []}])
+    artifact.write(0, without(rows, {"small": 3, "crowds": 0}))
+    assert artifact.found()[0].left_out == {"small": 3}
+    assert artifact.read(0).equals(rows)
 
 
 def test_a_missing_shard_cannot_be_sealed(store: Folder):
@@ -127,7 +136,8 @@ def test_a_footer_names_no_host_time_or_path(tmp_path):
     name = artifact.shard_name(0)
     footer = read_footer(artifact.folder, name, artifact.folder.size(name))
     assert footer is not None
-    assert set(footer) == {"sailyard", "shard", "rows", "failed", "fingerprint", "identity", "digest", "name", "bytes"}
+    counts = {"rows", "failed", "left_out", "bytes"}
+    assert set(footer) == counts | {"sailyard", "shard", "fingerprint", "identity", "digest", "name"}
     assert str(tmp_path).encode() not in artifact.folder.read(name)
     assert str(tmp_path) not in json.dumps(footer)
 

@@ -9,8 +9,8 @@ SEGMENT = Segment(3, "cup", True, False, 0.5, "instances", Rle(2, 2, "04"), "a c
 
 def test_dataclasses_survive_the_table():
     reference = Reference("what is <a>", "<b>", [Tag("<a>", 1), Tag("<b>", 2)], "train", "vres")
-    row = {"image_key": "k", "objects": [SEGMENT], "references": [reference], "expressions": [], "captions": []}
-    table = ANNOTATIONS.rows([row | {"choices": [], "faults": ["x"]}])
+    row = {"image_key": "k", "width": 2, "height": 2, "objects": [SEGMENT], "references": [reference]}
+    table = ANNOTATIONS.rows([row | {"expressions": [], "captions": [], "choices": [], "faults": ["x"]}])
     (back,) = table.to_pylist()
     assert revive(list[Segment], back["objects"]) == [SEGMENT]
     assert revive(list[Reference], back["references"]) == [reference]

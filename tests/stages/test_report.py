@@ -139,7 +139,8 @@ def build(root: Path, weights: str = "random") -> Workspace:
     space.table("images", tables.IMAGES, pictures, ("source",))
     square = Segment(1, "square", True, False, 1.0, "ground_truth", rle(*BOX))
     said = {"expressions": [], "captions": [], "choices": [], "references": []}
-    notes = [{"image_key": key, "objects": [square], "faults": ["ref 9 names nothing known"]} | said for key in KEYS]
+    sides = {"width": W, "height": H}
+    notes = [{"image_key": key, "objects": [square], "faults": ["ref 9 names nothing known"]} | said | sides for key in KEYS]
     space.table("annotations", tables.ANNOTATIONS, notes, ("source", "images"))
     segments = [{"image_key": key, "segments": [square]} for key in KEYS]
     space.table("segments/ground_truth", tables.SEGMENTS, segments, ("images", "annotations"), teacher=None)

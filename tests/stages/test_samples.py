@@ -1,12 +1,13 @@
 import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from schemas.annotations import Caption, Choice, Expression, Reference, Tag
 from schemas.dialogue import Sample
 from schemas.regions import Rle, Segment
-from schemas.tables import ANNOTATIONS, SEGMENTS, revive
+from schemas.tables import ANNOTATIONS, SEGMENTS, left_out, revive
 from stages.prompts import PromptsStage
 from stages.samples import SamplesStage
 
@@ -21,16 +22,20 @@ SEGMENTS_1_TO_4 = [Segment(n, "cup", True, False, 1.0, "instances", Rle.of(block
 
 
 def annotation(key: str, split: str = "train", **more) -> dict:
-    row = {"image_key": key, "objects": SEGMENTS_1_TO_4, "captions": [], "choices": [], "references": [], "faults": []}
+    row = {"image_key": key, "width": 40, "height": 40, "objects": SEGMENTS_1_TO_4}
+    row |= {"captions": [], "choices": [], "references": [], "faults": []}
     expressions = [Expression(f"the cup {n}.", [n], split, "refs") for n in (1, 2, 3, 4)]  # type: ignore[arg-type]
     return row | {"expressions": expressions} | more
 
 
-def samples(stage: SamplesStage, *annotations: dict) -> list[Sample]:
+def written(stage: SamplesStage, *annotations: dict) -> pa.Table:
     segments = SEGMENTS.rows([{"image_key": a["image_key"], "segments": a["objects"]} for a in annotations])
     prompts = PromptsStage().draw({"segments": segments})
-    table = stage.write({"annotations": ANNOTATIONS.rows(list(annotations)), "prompts": prompts})
-    return revive(list[Sample], table.to_pylist())
+    return stage.write({"annotations": ANNOTATIONS.rows(list(annotations)), "prompts": prompts})
+
+
+def samples(stage: SamplesStage, *annotations: dict) -> list[Sample]:
+    return revive(list[Sample], written(stage, *annotations).to_pylist())
 
 
 def test_each_seg_has_its_mask_in_order():
@@ -76,8 +81,24 @@ def test_no_target_gets_an_empty_mask():
     assert sample.masks[0].area == 0
 
 
-def test_a_picture_without_objects_is_not_asked_about():
-    assert samples(SamplesStage(), annotation("k", objects=[], expressions=[Expression("the cow", [], "train", "grefs")])) == []
+def test_a_picture_without_objects_can_be_asked_what_it_lacks():
+    (sample,) = samples(SamplesStage(), annotation("k", objects=[], expressions=[Expression("the cow", [], "train", "grefs")]))
+    assert (sample.masks[0].height, sample.masks[0].width, sample.masks[0].area) == (40, 40, 0)
+
+
+def test_every_statement_that_becomes_no_dialogue_is_counted():
+    unknown = [Caption(9, "no such object", "train", "c"), Caption(1, "a cup", "train", "c")]
+    many = Reference("between <a> and <b>", "<c>", [Tag(f"<{name}>", n) for n, name in enumerate("abc", 1)], "train", "vres")
+    trained = annotation("a", captions=unknown, references=[many])
+    held_out = annotation("b", "evaluation", captions=[Caption(1, "a cup", "train", "c")])
+    table = written(SamplesStage(prompts=1, evaluation_limit=3), trained, held_out, annotation("c", error="data: bad"))
+    assert left_out(table) == {
+        "caption: its object has no prompt": 1,
+        "caption: its picture is evaluated on": 1,
+        "reference: it points with more than 1 prompts": 1,
+        "segmentation: its picture or the picture's prompts failed": 4,
+        "segmentation: over evaluation_limit": 1,
+    }
 
 
 @pytest.mark.parametrize("kinds", [("mask",), ("point", "box")])

@@ -128,7 +128,7 @@ def phrases_for(scene: Scene, number: int) -> dict[str, list[Phrase]]:
     sized = full._replace(size=shape.size)
     nouns, sides = [Phrase(kind=shape.kind), full, sized], placements(scene, number)
     found = {
-        "attribute": [full, full, Phrase(kind=shape.kind), Phrase(colour=shape.colour)],
+        "attribute": [full, full, full, full, Phrase(kind=shape.kind), Phrase(colour=shape.colour)],
         "size": [sized, Phrase(kind=shape.kind, size=shape.size), Phrase(colour=shape.colour, size=shape.size)],
         "relation": [noun._replace(relation=side.relation, anchor=side.anchor) for noun in nouns for side in sides],
         "extreme": _extremes(nouns[:2], scene),

@@ -32,7 +32,7 @@ TEXTURES = ("gradient", "clouds", "stripes", "checks", "dots")
 
 LEAST_VISIBLE = 0.5
 LEAST_AREA = 60 / 128**2  # of the picture
-REPEAT = 0.35  # how often a shape takes its kind, or its colour, from one that is there
+REPEAT = 0.15  # how often a shape takes its kind, or its colour, from one that is there
 TWO_TEXTURES = 0.4
 TRIES = 30
 INSIDE = 0.5  # a pixel belongs to a shape that covers this part of it

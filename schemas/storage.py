@@ -56,6 +56,10 @@ class Folder:
         root = self._place[1]
         return f"{root}/{name}" if name else root
 
+    def __reduce__(self) -> tuple[type["Folder"], tuple[str]]:
+        """Whoever gets it may stand in another directory: a relative path goes out as an absolute one."""
+        return Folder, (self.path() if self.is_local else self.url,)
+
     def child(self, name: str) -> "Folder":
         return Folder(f"{self.url.rstrip('/')}/{name}")
 

@@ -89,12 +89,13 @@ def test_three_kills_cost_nothing_that_was_done(unbroken, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_training_on_ray_takes_its_workers_with_it(unbroken, tmp_path, number):
-    workspace = tmp_path / "interrupted"
+    workspace = tmp_path / "interrupted"  # named relatively below: Ray's workers stand in directories of their own
     shutil.copytree(unbroken.parent / "runs", workspace, ignore=shutil.ignore_patterns("train", "predictions", "report"))
-    options = ["--workspace", str(workspace), "--only", "train", "--set", "train.steps=100000", "--set", "train.micro_batch=2"]
+    options = ["--workspace", workspace.name, "--only", "train", "--set", "train.steps=100000", "--set", "train.micro_batch=2"]
     options += ["--set", "resources.executor=ray", "--set", "resources.steps.train.workers=2"]
     begun = appears(workspace, "train/step-*4")
-    run = subprocess.Popen([*COMMAND, "run", str(unbroken), *options], cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
+    command = [*COMMAND, "run", str(unbroken), *options]
+    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
     until(begun)
     group = descendants(run.pid)
     os.killpg(run.pid, number)

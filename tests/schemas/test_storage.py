@@ -1,4 +1,5 @@
 import os
+import pickle
 
 import pytest
 
@@ -54,3 +55,15 @@ def test_leftovers_of_the_killed_are_invisible_and_swept_when_old(tmp_path):
 def test_an_unknown_protocol_is_one_clear_line():
     with pytest.raises(ConfigError, match="nonsense://x"):
         Folder("nonsense://x").names()
+
+
+def test_a_relative_folder_stays_where_it_is_when_sent_elsewhere(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(here)
+    sent = pickle.dumps(Folder("runs"))
+    monkeypatch.chdir(there)
+    pickle.loads(sent).child("train").write("state", b"whole")
+    assert (here / "runs" / "train" / "state").read_bytes() == b"whole"
+    assert pickle.loads(pickle.dumps(Folder("memory://a"))) == Folder("memory://a")

@@ -57,7 +57,8 @@ def errors_told(traceback: bool) -> Iterator[None]:
     except typer.Exit:
         raise
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # whoever read along has seen enough
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # whoever read along has seen enough
+        raise typer.Exit(128 + signal.SIGPIPE) from None
     except KeyboardInterrupt:
         _fail("interrupted: what is done stays done, run again to go on", 128 + signal.SIGINT)
     except SystemExit as end:

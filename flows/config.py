@@ -101,6 +101,16 @@ class Project(Config):
         for at, name, known in wanted:
             if name and name not in known:
                 raise ValueError(f"{at} names {name!r}, there is only {', '.join(known) or 'none'}")
+        return self
+
+    @model_validator(mode="after")
+    def _dialogues_can_be_written(self) -> Self:
+        """Statements speak of annotated objects: a teacher's proposals have numbers of their own."""
+        if self.segments[self.prompts.segments].teacher:
+            raise ValueError(f"prompts.segments = {self.prompts.segments!r} are proposals, dialogues need annotated objects")
+        undrawn = set(self.samples.prompt_kinds) - set(self.prompts.kinds)
+        if undrawn or "mask" not in self.prompts.kinds:
+            raise ValueError(f"prompts.kinds lacks {', '.join(undrawn) or 'mask, which evaluation points with'}")
         if self.samples.prompts > self.student.prompts:
             raise ValueError(f"samples.prompts = {self.samples.prompts} exceeds student.prompts = {self.student.prompts}")
         return self

@@ -27,7 +27,9 @@ from flows.results import metrics_of, picture_of
 from flows.states import StepResult, clear, refuse_stale, state_of
 from flows.steps import as_task
 from schemas.artifact import Artifact
+from schemas.errors import ConfigError, DataError
 from schemas.storage import Folder
+from stages.base import ABSENT
 
 
 @dataclass(frozen=True)
@@ -42,26 +44,38 @@ class Run:
     rebuilt: Mapping[str, str]
 
     @classmethod
-    def of(cls, config: Project, only: Sequence[str], rebuild: Sequence[str]) -> "Run":
+    def of(cls, config: Project, only: Sequence[str], rebuild: Sequence[str], part: Part | None = None) -> "Run":
+        """A run of the whole, or of one part alone."""
         steps = steps_of(config)
         named = choose(steps, rebuild, "--rebuild")
         rebuilt = {step: name for name in named for step in below(steps, [name])} | {name: name for name in named}
-        chosen = choose(steps, only, "--only") if only else [step.name for step in steps]
+        within = [step.name for step in steps if part in (None, step.part)]
+        chosen = [name for name in choose(steps, only, "--only") if name in within] if only else within
+        if beyond := [name for name in named if name not in chosen]:
+            raise ConfigError(f"{', '.join(beyond)} is not among the steps of this run", "--rebuild", "Name it in --only too.")
         return cls(config, steps, artifacts(steps, Folder(config.workspace)), chosen, rebuilt)
 
     def of_part(self, part: Part) -> list[Step]:
         return [step for step in self.steps if step.part == part and step.name in self.chosen]
 
     def look_ahead(self) -> None:
-        """Take away what is to be made anew, on the first attempt only, and refuse what is stale."""
+        """Refuse what cannot be made; take away what is to be made anew, on the first attempt only; refuse what is stale."""
+        for name in self.chosen:
+            self._demand_outside(name)
         if flow_run.run_count == 1:
             for name in self.chosen:
                 if self.rebuilt.get(name) == name:
                     clear(self.artifacts[name])
-        for name in self.chosen:
-            state = state_of(self.artifacts[name])
-            if not (state.by_inputs and name in self.rebuilt):
-                refuse_stale(self.artifacts[name], state, name)
+        for step in self.steps:
+            state = state_of(self.artifacts[step.name], step.inputs_in(self.artifacts))
+            if step.name in self.chosen and not (state.by_inputs and step.name in self.rebuilt):
+                refuse_stale(self.artifacts[step.name], state, step.name)
+
+    def _demand_outside(self, name: str) -> None:
+        outside = self.artifacts[name].identity["outside"]
+        for key in (key for key, digest in outside.items() if digest == ABSENT):
+            remedy = "Download them and set `folder` in the teacher's config; see `sailyard plan`."
+            raise DataError(f"the {key} that it needs are not there", name, remedy)
 
 
 # The run of which a part is a part: it has been planned, and the digests of what lies outside the store taken, once.
@@ -96,7 +110,7 @@ def evaluate_student(config: Project, only: list[str] | None = None, rebuild: li
 def _see_to(part: Part, config: Project, only: list[str], rebuild: list[str]) -> Any:
     run = _WHOLE.get()
     if run is None:
-        run = Run.of(config, only, rebuild)
+        run = Run.of(config, only, rebuild, part)
         run.look_ahead()
     tasks = [as_task(step, run.artifacts, run.rebuilt.get(step.name, ""), config) for step in run.of_part(part)]
     return _finished([task().result() for task in tasks])

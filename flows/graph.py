@@ -12,7 +12,7 @@ from schemas.errors import ConfigError
 from schemas.storage import Folder
 from schemas.tables import Table
 from stages.annotations import AnnotationsStage
-from stages.base import Resources, Stage
+from stages.base import ABSENT, Resources, Stage
 from stages.features import FeaturesStage
 from stages.pool import PoolStage
 from stages.predict import PredictStage
@@ -41,6 +41,10 @@ class Step:
     whole: Mapping[str, str] = field(default_factory=dict)
     shards: int = 0
     resources: Resources = field(default_factory=Resources)
+
+    def inputs_in(self, artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
+        """What it is made from, by role."""
+        return {role: artifacts[name] for role, name in self.roles.items()}
 
     @property
     def roles(self) -> dict[str, str]:
@@ -113,8 +117,18 @@ def artifacts(steps: Sequence[Step], workspace: Folder) -> dict[str, Artifact]:
             "outside": step.stage.outside(),
             "inputs": inputs,
         }
-        made[step.name] = Artifact(workspace.child(step.name), identity, table, step.shards if table else 0, step.name)
+        made[step.name] = _known(Artifact(workspace.child(step.name), identity, table, step.shards if table else 0, step.name))
     return made
+
+
+def _known(artifact: Artifact) -> Artifact:
+    """The artifact, with what its record says of the things outside that are no longer there."""
+    outside = artifact.identity["outside"]
+    record = artifact.record() if ABSENT in outside.values() else None
+    if record is None:
+        return artifact
+    told = {key: record.identity["outside"].get(key, ABSENT) if digest == ABSENT else digest for key, digest in outside.items()}
+    return replace(artifact, identity={**artifact.identity, "outside": told})
 
 
 def _named(table: Table | None) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """What a run leaves on its Prefect pages: a bar and a table for each step, and at the end what was done and the report."""
 
 import base64
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,7 +27,7 @@ SECONDS_OF_SILENCE = 60.0
 
 def key(*words: str) -> str:
     """A key as Prefect wants it: lower case letters, digits and dashes."""
-    return "-".join("".join(c if c.isalnum() else "-" for c in word.lower()) for word in words)
+    return "-".join(re.sub("[^a-z0-9]", "-", word.lower()) for word in words)
 
 
 def left(write: Callable[[], Any]) -> Any:

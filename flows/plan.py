@@ -22,7 +22,7 @@ class Row:
 def planned(project: Project) -> list[Row]:
     steps = steps_of(project)
     found = artifacts(steps, Folder(project.workspace))
-    return [Row(step, state_of(found[step.name]), place(found[step.name])) for step in steps]
+    return [Row(step, state_of(found[step.name], step.inputs_in(found)), place(found[step.name])) for step in steps]
 
 
 def as_json(project: Project, rows: Sequence[Row]) -> dict[str, Any]:

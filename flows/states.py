@@ -44,18 +44,28 @@ class StepResult:
     where: str
 
 
-def state_of(artifact: Artifact) -> State:
+def state_of(artifact: Artifact, inputs: Mapping[str, Artifact] | None = None) -> State:
+    """inputs: what it is made from, by role. Those that lie there must be of the bytes that it was made from: a training that
+    is repeated with other workers has the same fingerprint and other weights."""
     record = artifact.record()
     if record is None:
         return _unsealed(artifact)
     if record.fingerprint != artifact.fingerprint:
         return _stale(artifact, record.identity)
+    changed = _changed(record, inputs or {})
+    if changed:
+        return State("stale", reason="; ".join(f"input {role} changed" for role in changed), by_inputs=True)
     lost = _lost(artifact, record)
     if lost:
         reason = f"{len(lost)} of {len(record.parts)} files are gone or cut, such as {lost[0].name}"
         return State("partial", len(record.parts) - len(lost), len(record.parts), reason=reason)
     count = len(record.parts)
     return State("done", count, count, record.rows, record.total_bytes, seconds_between(record.started, record.ended))
+
+
+def _changed(record: Record, inputs: Mapping[str, Artifact]) -> list[str]:
+    now = {role: made.record() for role, made in inputs.items()}
+    return [role for role, made in record.inputs.items() if (sealed := now.get(role)) and made["digest"] != sealed.digest]
 
 
 def seconds_between(started: str, ended: str) -> float:

@@ -49,8 +49,8 @@ LASTING = (BrokenArtifact, ConfigError, DataError, MissingLibrary, NonFinite, St
 def make_step(step: Step, artifacts: Mapping[str, Artifact], progress: Progress, *, rebuild: str = "") -> StepResult:
     """Make the artifact of `step` as far as it is missing, and seal it. `rebuild` names the step whose rebuild it is part of:
     then what was made from other inputs is made anew."""
-    output, inputs = artifacts[step.name], {role: artifacts[name] for role, name in step.roles.items()}
-    before = state_of(output)
+    output, inputs = artifacts[step.name], step.inputs_in(artifacts)
+    before = state_of(output, inputs)
     if before.kind == "done":
         return StepResult(
             step.name, "reused", f"complete as {output.fingerprint[:8]}", before, _failed(output), 0.0, output.where
@@ -69,7 +69,7 @@ def make_step(step: Step, artifacts: Mapping[str, Artifact], progress: Progress,
         inputs,
         code=code_version(),
         packages=package_versions(),
-        summary=outcome.summary,
+        summary=outcome.summary | ({"notes": notes} if (notes := step.stage.notes()) else {}),
         failures=outcome.failures,
     )
     seconds = (_now() - started).total_seconds()

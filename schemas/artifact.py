@@ -5,8 +5,7 @@ The rules that make a store resumable without a database:
 - A file that exists is whole (`Folder` sees to that), and an artifact with a record is complete. Nothing else counts.
 - A shard's footer carries its fingerprint, the identity behind it, its rows and a digest of the whole file, computed with
   the digest's own 64 characters as zeros. A shard counts as done only under today's fingerprint.
-- The identity is what the bytes depend on: table version, stage, config and the fingerprints of the inputs. A complete or
-  half-made artifact of another identity raises `StaleArtifact`, naming each field, old -> new.
+- The identity is what the bytes depend on: table version, stage, config and the fingerprints of the inputs.
 - Encoding is deterministic and holds no time, host or path: the same rows give the same bytes.
 """
 
@@ -22,8 +21,8 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from schemas import tables
-from schemas.config import differences, fingerprint
-from schemas.errors import BrokenArtifact, StaleArtifact
+from schemas.config import fingerprint
+from schemas.errors import BrokenArtifact
 from schemas.features import FeatureSpec
 from schemas.storage import Folder
 from schemas.tables import Table
@@ -74,6 +73,11 @@ class Record:
     def total_bytes(self) -> int:
         return sum(part.bytes for part in self.parts)
 
+    @property
+    def digest(self) -> str:
+        """Of all its bytes: records with one digest are of one content."""
+        return fingerprint({part.name: part.digest for part in self.parts})
+
     def json(self) -> str:
         return json.dumps(asdict(self), indent=1)
 
@@ -122,6 +126,11 @@ class Artifact:
             return Record.parse(self.folder.read(RECORD), self.folder.path(RECORD))
         except FileNotFoundError:
             return None
+
+    def reference(self) -> dict[str, str]:
+        """How the record of what is made from it names it."""
+        record = self.record()
+        return {"name": self.name, "fingerprint": self.fingerprint, "digest": record.digest if record else ""}
 
     def shard_name(self, number: int) -> str:
         assert self.table is not None, f"{self.where} holds files, not shards"
@@ -183,15 +192,6 @@ class Artifact:
             if footer is not None:
                 yield number, footer
 
-    def refuse_stale(self) -> None:
-        """Raise `StaleArtifact` if what lies here, complete or half-made, was made under another identity."""
-        record = self.record()
-        today = self.fingerprint
-        olds = [record.identity] if record else (footer["identity"] for _, footer in self._footers())
-        for old in olds:
-            if fingerprint(old) != today:
-                raise StaleArtifact("; ".join(differences(old, self.identity)), self.where)
-
     def seal(self, started: str, ended: str, inputs: Mapping[str, "Artifact"], **extra: Any) -> Record:
         """Write the record over the files that lie here; every shard must. Plain files are settled first, for they may have
         been written without waiting for the disk. `extra`: code, packages, summary, failures."""
@@ -199,7 +199,7 @@ class Artifact:
             table=_table_fields(self.table),
             fingerprint=self.fingerprint,
             identity=dict(self.identity),
-            inputs={role: {"name": made.name, "fingerprint": made.fingerprint} for role, made in inputs.items()},
+            inputs={role: made.reference() for role, made in inputs.items()},
             parts=self._shard_parts() if self.table else self._file_parts(),
             started=started,
             ended=ended,
@@ -224,10 +224,6 @@ class Artifact:
         self.folder.settle(names)
         return [Part(name, sizes[name], file_digest(self.folder, name)) for name in names]
 
-    def unseal(self) -> None:
-        """Withdraw the record, so that nothing here counts as complete while it is made anew."""
-        self.folder.remove(RECORD)
-
 
 def verify(folder: Folder) -> list[str]:
     """One line for each thing in the artifact at `folder` that is not as its record says; none when all is well."""
@@ -242,6 +238,19 @@ def verify(folder: Folder) -> list[str]:
         faults += [f"{folder.url}/{part.name}: {fault}"] if fault else []
     unknown = sizes.keys() - {part.name for part in record.parts} - {RECORD}
     return faults + [f"{folder.url}/{name}: a file that the record does not list" for name in sorted(unknown)]
+
+
+def damaged(folder: Folder) -> list[str]:
+    """One line for each shard in `folder`, of an artifact without a record, that looks whole, and would count, but is not."""
+    sizes = {name: size for name, size in folder.names().items() if is_shard(name)}
+    footers = {name: read_footer(folder, name, size) for name, size in sizes.items()}
+    whole = {name: footer for name, footer in footers.items() if footer}
+    bad = [name for name, footer in whole.items() if shard_digest(folder.read(name)) != footer.get("digest")]
+    return [f"{folder.url}/{name}: its bytes do not give the digest in its footer" for name in bad]
+
+
+def is_shard(name: str) -> bool:
+    return name.startswith("shard-") and name.rsplit(".", 1)[-1] in _MAGIC
 
 
 def _part_fault(folder: Folder, part: Part, size: int | None, *, shard: bool) -> str:

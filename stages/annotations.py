@@ -7,11 +7,13 @@ the record's failures. What was found altogether is the data card in the record'
 
 import functools
 import json
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
 from schemas.artifact import Artifact
+from schemas.storage import Folder
 from schemas.tables import ANNOTATIONS, Table
 from stages.base import Inputs, JobStage, Outcome, Progress, Resources, judge
 from stages.pool import lacking, run_pipeline
@@ -22,7 +24,7 @@ from stages.sources.draft import Draft
 from stages.sources.listing import annotation_digests
 from stages.sources.pages import NOWHERE, Page, pages, place
 
-LOST = "lost.json"
+LOST = ".statements.tmp"  # a temporary name: it is no file of the artifact, and what a killed run leaves is swept up
 MOST_LINES = 1000
 Spot = tuple[int, str]  # shard and image_key
 
@@ -40,16 +42,20 @@ class AnnotationsStage(JobStage):
 
     def run(self, inputs: Inputs, output: Artifact, resources: Resources, progress: Progress) -> Outcome:
         files = (self.coco or CocoSource.of_shapes(inputs["source"].where)).files()
-        output.folder.remove(LOST)
-        build = functools.partial(_annotations, inputs["images"], files, output, sorted(lacking(output)))
-        run_pipeline(build, output, resources, functools.partial(progress, note=f"{len(files)} files"))
+        aside = output.folder.child(f"lost-{uuid.uuid4().hex}")  # of this run alone: another one at once has its own
+        build = functools.partial(_annotations, inputs["images"], files, output, sorted(lacking(output)), aside)
+        try:
+            run_pipeline(build, output, resources, functools.partial(progress, note=f"{len(files)} files"))
+            lost = json.loads(aside.read(LOST)) if aside.exists(LOST) else {"statements": {}, "lines": []}
+        finally:
+            aside.remove()
         lines = judge(output, resources.max_error_rate)
-        lost = json.loads(output.folder.read(LOST)) if output.folder.exists(LOST) else {"statements": {}, "lines": []}
-        output.folder.remove(LOST)
         return Outcome(data_card(output) | {"without_picture": lost["statements"]}, lines + lost["lines"])
 
 
-def _annotations(images: Artifact, files: list[SourceFile], output: Artifact, missing: list[int], pipeline: Any) -> None:
+def _annotations(
+    images: Artifact, files: list[SourceFile], output: Artifact, missing: list[int], aside: Folder, pipeline: Any
+) -> None:
     import apache_beam as beam
 
     spots = pipeline | "pool" >> beam.Create(range(images.shards)) | "names" >> beam.FlatMap(_names, images)
@@ -66,7 +72,7 @@ def _annotations(images: Artifact, files: list[SourceFile], output: Artifact, mi
     _ = joined | "write" >> beam.MapTuple(lambda number, groups: _write(number, groups["pages"], images, files, output))
 
     lost = (named.lost, numbered.lost) | "lost" >> beam.Flatten() | "together" >> beam.GroupByKey()
-    _ = lost | "write lost" >> beam.MapTuple(lambda _, found: _write_lost(found, files, output))
+    _ = lost | "write lost" >> beam.MapTuple(lambda _, found: _write_lost(found, files, aside))
 
 
 def _names(number: int, images: Artifact) -> Iterator[tuple[Address, Spot]]:
@@ -115,7 +121,7 @@ def _why_lost(address: Address, spots: int) -> str:
     return f"the pool has no picture {name!r}"
 
 
-def _write_lost(found: Iterable[tuple[int, int, str]], files: list[SourceFile], output: Artifact) -> None:
+def _write_lost(found: Iterable[tuple[int, int, str]], files: list[SourceFile], aside: Folder) -> None:
     """Beam hands nothing back to the driver but through the store."""
     counts: dict[str, int] = {}
     lines = []
@@ -123,7 +129,7 @@ def _write_lost(found: Iterable[tuple[int, int, str]], files: list[SourceFile], 
         label = files[number].label
         counts[label] = counts.get(label, 0) + count
         lines.append(f"{label}: {why}: {count} statements")
-    output.folder.write(LOST, json.dumps({"statements": counts, "lines": lines[:MOST_LINES]}).encode())
+    aside.write(LOST, json.dumps({"statements": counts, "lines": lines[:MOST_LINES]}).encode())
 
 
 def _write(number: int, told: Iterable[tuple[str, Page]], images: Artifact, files: list[SourceFile], output: Artifact) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import pyarrow as pa
+from pydantic import Field
 
 from schemas.artifact import Artifact
 from schemas.config import Config
@@ -23,21 +24,22 @@ Inputs = Mapping[str, Artifact]
 ShardFunction = Callable[[Tables], pa.Table]
 
 ErrorClass = Literal["data", "infra", "capacity", "code"]
+ABSENT = "not there"
 
 
 class Resources(Config):
     """Where and how a stage is carried out."""
 
     executor: Literal["local", "ray"] = "ray"
-    workers: int = 1
-    threads: int = 1
+    workers: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1)
     device: str = "cpu"
-    gpus: float = 0.0
-    batch: int = 16
-    attempts: int = 3
+    gpus: float = Field(default=0.0, ge=0)
+    batch: int = Field(default=16, ge=1)
+    attempts: int = Field(default=3, ge=1)
     ray_address: str | None = None
     beam_options: tuple[str, ...] = ()
-    max_error_rate: float = 0.0
+    max_error_rate: float = Field(default=0.0, ge=0, le=1)
 
 
 class Progress(Protocol):
@@ -64,7 +66,8 @@ class Stage(Config, ABC):
         """The table it makes; None for plain files."""
 
     def outside(self) -> dict[str, str]:
-        """Digests of what it reads that is no artifact (source files, weights): they are part of the identity."""
+        """Digests of what it reads that is no artifact (source files, weights): they are part of the identity. ABSENT in the
+        place of a digest is no obstacle to reading what was made when it was there, only to making more."""
         return {}
 
     def notes(self) -> list[str]:
@@ -132,6 +135,6 @@ def judge(output: Artifact, max_error_rate: float) -> list[str]:
         raise StageFailed(
             f"{failed} of {rows} rows failed, more than max_error_rate = {max_error_rate} allows ({lines[0]})",
             output.where,
-            "Mend the data, or raise resources.max_error_rate; what is done stays done.",
+            "Raise resources.max_error_rate to go on without them, or mend the cause and --rebuild; what is done stays done.",
         )
     return lines

@@ -18,6 +18,8 @@ from schemas.artifact import Artifact
 from schemas.errors import SailyardError, StageFailed
 from stages.base import Inputs, MapStage, Outcome, Progress, Resources, ShardResult, judge, make_shard, row_error
 
+OWN = "sailyard-own"  # the namespace by which a Ray that `start_ray` started is told from one that it joined or found
+
 
 @dataclass(frozen=True)
 class Work:
@@ -96,8 +98,7 @@ def _on_ray(work: Work, numbers: list[int]) -> Iterator[ShardResult]:
     remote: Any = ray.remote(**options)(_Worker)
     fleet = _Fleet(ray.put(work), remote.remote, list(reversed(numbers)), resources.attempts)
     try:
-        fleet.workers += [fleet.spawn() for _ in range(count)]
-        yield from fleet.run()
+        yield from fleet.run(count)
     finally:
         for worker in fleet.workers:
             ray.kill(worker)
@@ -105,52 +106,73 @@ def _on_ray(work: Work, numbers: list[int]) -> Iterator[ShardResult]:
 
 @dataclass
 class _Fleet:
-    """Keeps one shard in flight per worker, replaces the dead, and gives a lost shard to the next that is free."""
+    """Keeps one shard in flight per worker that has started, replaces the dead, and gives a lost shard to the next that is
+    free. A worker for which the cluster has no room gets none, and holds nobody up."""
 
     work: Any
     spawn: Callable[[], Any]
     waiting: list[int]
     attempts: int
     workers: list[Any] = field(default_factory=list)
+    idle: list[Any] = field(default_factory=list)
     lost: dict[int, int] = field(default_factory=dict)
-    flying: dict[Any, tuple[Any, int]] = field(default_factory=dict)
+    flying: dict[Any, tuple[Any, int | None]] = field(default_factory=dict)
 
-    def run(self) -> Iterator[ShardResult]:
+    def run(self, count: int) -> Iterator[ShardResult]:
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import RayError, RayTaskError
 
-        for worker in self.workers:
-            self._send(worker)
-        while self.flying:
+        missing = len(self.waiting)
+        for _ in range(count):
+            self._hire()
+        while missing:
             (ready, *_), _ = ray.wait(list(self.flying), num_returns=1)
             worker, number = self.flying.pop(ready)
             try:
                 result = ray.get(ready)
-            except RayActorError as error:
-                worker = self._replace(worker, number, error)
             except RayTaskError as error:
                 raise _cause(error, number) from None
+            except RayError as error:  # the worker died, its node did, or memory ran out: each is a class of its own
+                self._replace(worker, number, error)
             else:
-                yield result
-            self._send(worker)
+                if number is not None:
+                    missing -= 1
+                    yield result
+                self._send(worker)
+
+    def _hire(self) -> None:
+        """The first call of a worker returns once it has started."""
+        worker = self.spawn()
+        self.workers.append(worker)
+        self.flying[worker.__ray_ready__.remote()] = worker, None
 
     def _send(self, worker: Any) -> None:
         if self.waiting:
             number = self.waiting.pop()
             self.flying[worker.make.remote(self.work, number)] = worker, number
+        else:
+            self.idle.append(worker)
 
-    def _replace(self, dead: Any, number: int, error: Exception) -> Any:
+    def _replace(self, dead: Any, number: int | None, error: Exception) -> None:
+        self.workers.remove(dead)
+        if number is not None:
+            self.waiting.append(number)
+        if self.waiting:
+            self._count(self.waiting[-1], error)
+            if self.idle:
+                self._send(self.idle.pop())
+            else:
+                self._hire()
+
+    def _count(self, number: int, error: Exception) -> None:
+        """A worker that died before it had a shard is counted against the one that it would have been given."""
         self.lost[number] = self.lost.get(number, 0) + 1
         if self.lost[number] >= self.attempts:
             what = f"shard {number} lost its worker {self.lost[number]} times: {row_error('infra', error)}"
             raise StageFailed(what, remedy="Look for memory exhaustion, or lower resources.batch or resources.workers.")
-        self.waiting.append(number)
-        fresh = self.spawn()
-        self.workers[self.workers.index(dead)] = fresh
-        return fresh
 
 
-def _cause(error: Any, number: int) -> Exception:
+def _cause(error: Any, number: int | None) -> Exception:
     """Our own errors come back as themselves; anything else is a fault in the code, named with its shard."""
     if isinstance(error.cause, SailyardError):
         return error.cause
@@ -179,16 +201,19 @@ def in_background(work: Callable[[], Any]) -> Future[None]:
 
 
 def start_ray(resources: Resources) -> None:
-    """Join the cluster at `ray_address`, or start one on this machine, unless this process is in one already."""
+    """Join the cluster at `ray_address`, or start one on this machine, unless this process is in one already that will do."""
     import ray
 
+    if _too_small(resources):
+        ray.shutdown()
     if ray.is_initialized():
         return
     address = resources.ray_address
     try:
         with _sigterm_kept():
             ray.init(
-                address=address,
+                address=address or "local",  # None would join whatever runs here
+                namespace=None if address else OWN,
                 num_cpus=None if address else max(resources.workers * resources.threads, _cores()),
                 include_dashboard=False,
                 log_to_driver=False,
@@ -199,6 +224,15 @@ def start_ray(resources: Resources) -> None:
         what = f"no Ray cluster could be joined: {row_error('infra', error)}"
         remedy = "Start it with `ray start --head`, or leave resources.ray_address out for one on this machine."
         raise StageFailed(what, address or "this machine", remedy) from error
+
+
+def _too_small(resources: Resources) -> bool:
+    """Whether an earlier step, with fewer workers, started the Ray that this process is in; one of others is never judged."""
+    import ray
+
+    if not ray.is_initialized() or ray.get_runtime_context().namespace != OWN:
+        return False
+    return ray.cluster_resources().get("CPU", 0) < resources.workers * resources.threads
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from schemas.features import FeatureSpec
 from schemas.pictures import decode
 from schemas.storage import Folder
 from schemas.tables import Table
-from stages.base import ErrorClass, Inputs, MapStage, Resources, ShardFunction, Tables, row_error
+from stages.base import ABSENT, ErrorClass, Inputs, MapStage, Resources, ShardFunction, Tables, row_error
 from teachers.config import TeacherConfig
 
 Item = TypeVar("Item")
@@ -46,13 +46,17 @@ class FeaturesStage(MapStage):
 
 
 def weights_digest(teacher: TeacherConfig) -> dict[str, str]:
-    """A digest of the local weight files, so that other weights under the same name are another identity."""
-    if teacher.folder is None:
+    """A digest of the local weight files that are read, so that other weights under the same name are another identity."""
+    if teacher.is_random:
         return {}
-    path = Path(teacher.folder)
+    path = Path(teacher.folder or ABSENT)
     folder = Folder(str(path.parent if path.is_file() else path))
-    names = [path.name] if path.is_file() else list(folder.tree())
-    return {"weights": fingerprint({name: file_digest(folder, name) for name in names})}
+    names = [path.name] if path.is_file() else [name for name in folder.names() if _is_read(name)]
+    return {"weights": fingerprint({name: file_digest(folder, name) for name in names}) if names else ABSENT}
+
+
+def _is_read(name: str) -> bool:
+    return name == "config.json" or name.endswith((".safetensors", ".safetensors.index.json"))
 
 
 def random_weights_note(teacher: TeacherConfig) -> list[str]:
@@ -62,19 +66,18 @@ def random_weights_note(teacher: TeacherConfig) -> list[str]:
 def extract(features: Callable[[list[np.ndarray]], list[np.ndarray]], inputs: Tables, table: Table, batch: int) -> pa.Table:
     """One row a picture: its encoded features, or null and the error that kept them from being made."""
     assert table.spec is not None
-    images = inputs["images"].to_pylist()
-    encoded: list[bytes | BaseException] = []
+    rows = inputs["images"].to_pylist()
+    images = [row for row in rows if not row["error"]]
+    made = {row["image_key"]: {"image_key": row["image_key"], "error": row["error"]} for row in rows}
     for start in range(0, len(images), batch):
-        encoded += isolate(images[start : start + batch], lambda rows: _encode(features, rows, table.spec))
-    rows = [_row(image["image_key"], made) for image, made in zip(images, encoded, strict=True)]
-    return table.rows(rows)
+        some = images[start : start + batch]
+        encoded = isolate(some, lambda items: _encode(features, items, table.spec))
+        made |= {image["image_key"]: _row(image["image_key"], each) for image, each in zip(some, encoded, strict=True)}
+    return table.rows([made[row["image_key"]] for row in rows])
 
 
 def _encode(features: Callable[..., list[np.ndarray]], rows: Sequence[dict[str, Any]], spec: FeatureSpec | None) -> list[bytes]:
     assert spec is not None
-    for row in rows:
-        if row["error"]:
-            raise DataError(row["error"])
     return [spec.encode(feature) for feature in features([decode(row["bytes"]) for row in rows])]
 
 

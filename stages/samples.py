@@ -183,11 +183,10 @@ class _Draft:
             self._turn(self._pick(phrases.DETAIL).format(token), phrases.NEGATIVE.format(token))
 
     def _prompt(self, segment_id: int) -> str:
-        marks = self.writer.marks[segment_id]
-        kinds = [kind for kind in self.writer.stage.prompt_kinds if kind in marks]
-        kind = kinds[int(self.rng.integers(len(kinds)))] if kinds and self.split == "train" else next(iter(reversed(marks)))
+        kinds: tuple[PromptKind, ...] = self.writer.stage.prompt_kinds if self.split == "train" else ("mask",)
+        kind = kinds[int(self.rng.integers(len(kinds)))]
         index = self.free.pop(0)
-        self.slots.append(PromptSlot(index, marks["mask"] if self.split == "evaluation" and "mask" in marks else marks[kind]))
+        self.slots.append(PromptSlot(index, self.writer.marks[segment_id][kind]))
         return prompt_token(index)
 
     def _pick(self, choices: Sequence[str]) -> str:

@@ -5,13 +5,16 @@
     state.json             step, samples seen, the history so far, the run's identity, sizes and digests of the other two
 
 It counts only when `state.json` is there and the digests agree; anything else is as if it were not. There is no random
-state to keep: every random number of a step is drawn from (seed, step). The same state gives the same bytes.
+state to keep: every random number of a step is drawn from (seed, step). The same state gives the same bytes, so two runs
+at once in one folder may each write what the other does; neither takes away what the other still needs.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import torch
@@ -21,7 +24,7 @@ from torch import Tensor, nn
 from schemas.artifact import file_digest
 from schemas.config import differences, fingerprint
 from schemas.errors import BrokenArtifact, StaleArtifact
-from schemas.storage import Folder
+from schemas.storage import ABANDONED_AFTER_SECONDS, Folder
 from student.config import StudentConfig
 from student.model import PixelSail
 from student.vocabulary import Vocabulary
@@ -60,9 +63,11 @@ def write(
     model: Mapping[str, Tensor],
     training: Mapping[str, Tensor],
 ) -> Checkpoint:
-    """Publish a checkpoint in `folder`; until the last of its files is there it does not count."""
+    """Publish a checkpoint in `folder`; until the last of its files is there it does not count. A whole one stays as it is."""
+    found = at(folder, step, identity)
+    if found:
+        return found
     place = folder.child(name_of(step))
-    place.remove()
     files = [_write_tensors(place, MODEL, model), _write_tensors(place, TRAINING, training)]
     state = {
         "step": step,
@@ -93,6 +98,11 @@ def latest(folder: Folder, identity: Mapping[str, Any] | None = None) -> Checkpo
     """The newest whole checkpoint; where it is not of the run `identity` (None is any), StaleArtifact says in what."""
     found = (at(folder, step, identity) for step in reversed(steps(folder)))
     return next((checkpoint for checkpoint in found if checkpoint), None)
+
+
+def has_later(folder: Folder, step: int, identity: Mapping[str, Any]) -> bool:
+    """Whether a whole checkpoint beyond `step` lies here: another run is further."""
+    return any(at(folder, later, identity) for later in steps(folder) if later > step)
 
 
 def at(folder: Folder, step: int, identity: Mapping[str, Any] | None = None) -> Checkpoint | None:
@@ -137,16 +147,37 @@ def _state(place: Folder) -> Row | None:
 
 
 def _is_whole(place: Folder, name: str, file: Mapping[str, Any]) -> bool:
-    return place.exists(name) and place.size(name) == file["bytes"] and file_digest(place, name) == file["digest"]
+    try:
+        return place.size(name) == file["bytes"] and file_digest(place, name) == file["digest"]
+    except FileNotFoundError:
+        return False
 
 
 def prune(folder: Folder, newest: int, keep: int) -> None:
-    """Leave step 0, `newest`, which is whole, and the `keep` − 1 before it; later ones were given up and go too."""
-    found = [step for step in steps(folder) if step]
-    kept = [step for step in found if step <= newest][-keep:]
-    for step in found:
-        if step not in kept:
-            folder.child(name_of(step)).remove()
+    """Of the finished checkpoints up to `newest` leave step 0 and the last `keep`; later ones are a faster run's. Unfinished
+    ones go when no living run can be writing them."""
+    found = {step: folder.child(name_of(step)) for step in steps(folder) if step}
+    finished = [step for step, place in found.items() if place.exists(STATE)]
+    outdated = [step for step in finished if step <= newest][:-keep]
+    given_up = [step for step in found.keys() - finished if _is_abandoned(found[step])]
+    for step in outdated + given_up:
+        _remove(found[step])
+
+
+def _is_abandoned(place: Folder) -> bool:
+    now = datetime.now(UTC)
+    try:
+        newest = max((place.fs.modified(path) for path in place.fs.find(place.path(), refresh=True)), default=now)
+    except FileNotFoundError:  # renamed meanwhile: somebody is writing
+        return False
+    return now - newest > timedelta(seconds=ABANDONED_AFTER_SECONDS)
+
+
+def _remove(place: Folder) -> None:
+    """Take the whole folder away, even while another run does so too."""
+    while place.exists():
+        with suppress(FileNotFoundError):
+            place.remove()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from schemas.errors import ConfigError, DataError, SailyardError
+from schemas.errors import BrokenArtifact, ConfigError, DataError, SailyardError
 from schemas.storage import Folder
 from student import checkpoint, optim
 from student.checkpoint import Checkpoint, Row
@@ -57,7 +57,8 @@ def train(setup: TrainSetup, folder: Folder, report: Callable[[Row], None]) -> R
     """Train in `folder` from its latest whole checkpoint to the last step; returns the summary.
 
     folder: gets `step-…/` and `metrics.jsonl`, a line a step. report: told the newest step's numbers and the speed.
-    Raises NonFinite, naming the samples, before a step would move the weights by what is not a number.
+    Raises NonFinite, naming the samples, before a step would move the weights by what is not a number; BrokenArtifact where,
+    at the end, the untrained or the trained student is not whole in `folder`.
     """
     config, started, (rank, _) = setup.train, time.perf_counter(), _worker()
     with _arithmetic(setup):
@@ -74,6 +75,7 @@ def train(setup: TrainSetup, folder: Folder, report: Callable[[Row], None]) -> R
                     run.save(folder)
         if rank == 0:
             _write_metrics(folder, run.history)
+        _on_all(partial(_demand_ends, setup, folder), setup.device)
     return _summary(setup, run) | _speed(setup, len(run.history) - first, time.perf_counter() - started)
 
 
@@ -94,17 +96,18 @@ class Run:
 
     @classmethod
     def begin(cls, setup: TrainSetup, folder: Folder) -> "Run":
-        """From the latest checkpoint; where there is none, from the initial weights, which become checkpoint 0."""
+        """From the latest checkpoint, or else from the initial weights; these become checkpoint 0 wherever it is not whole."""
         found = checkpoint.latest(folder, setup.identity)
         _wait()
         student = initial_student(setup.student, setup.vocabulary, setup.train.seed).to(setup.device)
         distillation = _distillation(setup).to(setup.device)
         optimizer = optim.optimizer([*student.parameters(), *distillation.parameters()], setup.optim)
         run = cls(setup, student, distillation, optimizer, [])
+        if _worker()[0] == 0:
+            run.write(folder)
+        _wait()
         if found:
             run.load(found)
-        else:
-            run.save(folder)
         return run
 
     def load(self, found: Checkpoint) -> None:
@@ -115,22 +118,27 @@ class Run:
         self.history = list(found.history)
 
     def save(self, folder: Folder) -> None:
-        """Write a checkpoint and the metrics up to it; the first worker does, the others wait."""
-        if _worker()[0] == 0:
-            step = len(self.history)
-            linears = {f"distillation/{name}": value for name, value in self.distillation.state_dict().items()}
-            checkpoint.write(
-                folder,
-                self.setup.identity,
-                step=step,
-                samples=step * self.setup.train.batch,
-                history=self.history,
-                model=self.student.state_dict(),
-                training=linears | checkpoint.optimizer_tensors(self.optimizer, self.names),
-            )
+        """Write a checkpoint and the metrics up to it, unless another run in `folder` is further; the first worker does, the
+        others wait."""
+        step = len(self.history)
+        if _worker()[0] == 0 and not checkpoint.has_later(folder, step, self.setup.identity):
             _write_metrics(folder, self.history)
+            self.write(folder)
             checkpoint.prune(folder, step, self.setup.train.keep)
         _wait()
+
+    def write(self, folder: Folder) -> None:
+        step = len(self.history)
+        linears = {f"distillation/{name}": value for name, value in self.distillation.state_dict().items()}
+        checkpoint.write(
+            folder,
+            self.setup.identity,
+            step=step,
+            samples=step * self.setup.train.batch,
+            history=self.history,
+            model=self.student.state_dict(),
+            training=linears | checkpoint.optimizer_tensors(self.optimizer, self.names),
+        )
 
     @property
     def names(self) -> list[str]:
@@ -274,6 +282,15 @@ def _wait() -> None:
     """Until all workers are here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def _demand_ends(setup: TrainSetup, folder: Folder) -> None:
+    """What is read of a finished run must be there: the first worker looks for the untrained student and the trained one."""
+    ends = (0, setup.train.steps) if _worker()[0] == 0 else ()
+    lacking = [str(step) for step in ends if checkpoint.at(folder, step, setup.identity) is None]
+    if lacking:
+        what = f"no whole checkpoint of step {' and '.join(lacking)} at the end of training"
+        raise BrokenArtifact(what, folder.url, "Run again: what is missing is made anew.")
 
 
 def _write_metrics(folder: Folder, history: Sequence[Row]) -> None:

@@ -61,9 +61,9 @@ steps.train.threads = 1
 """
 
 
-def sailyard(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, *map(str, args)]
-    return subprocess.run(command, cwd=ROOT, env=os.environ, text=True, capture_output=True, timeout=280)
+def sailyard(*args: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command, variables = [*COMMAND, *map(str, args)], {**os.environ, "COLUMNS": "200", **environment}
+    return subprocess.run(command, cwd=ROOT, env=variables, text=True, capture_output=True, timeout=280)
 
 
 def digests(workspace: str | Path) -> dict[str, str]:

@@ -11,15 +11,9 @@ import pytest
 
 from tests.flows.conftest import LIGHT, QUICKSTART
 from tests.flows.processes import children, is_alive, until
+from tests.flows.small import ROOT, sailyard
 
-ROOT = Path(__file__).parents[2]
 HEAVY = {"prefect", "ray", "torch", "apache_beam", "transformers"}
-
-
-def sailyard(*args: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.cli", *map(str, args)]
-    variables = {**os.environ, "COLUMNS": "200", **environment}
-    return subprocess.run(command, cwd=ROOT, env=variables, text=True, capture_output=True, timeout=200)
 
 
 def imported_by(*args: str | Path) -> set[str]:

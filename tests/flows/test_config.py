@@ -1,14 +1,19 @@
 """The project file: what it accepts, and how it says what is wrong with it."""
 
+import shutil
 from typing import Any
 
 import pytest
 
 from flows.config import Project
+from flows.distill import Run
 from flows.graph import artifacts, choose, steps_of
+from flows.states import state_of
+from schemas.artifact import Artifact
 from schemas.config import override, parse, read_toml
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, DataError
 from schemas.storage import Folder
+from stages.base import ABSENT
 from tests.flows.conftest import QUICKSTART
 
 
@@ -37,11 +42,14 @@ def changed(*sets: str) -> set[str]:
         ("resources.steps.features.worker=2", "did you mean workers?"),
         ("resources.workers='many'", "resources.workers"),
         ("samples.prompts=99", "exceeds student.prompts"),
+        ("prompts.segments='mask2former'", "prompts.segments = 'mask2former' are proposals"),
+        ("samples.prompt_kinds=['box', 'point']; prompts.kinds=['box', 'mask']", "prompts.kinds lacks point"),
+        ("prompts.kinds=['box']; samples.prompt_kinds=['box']", "prompts.kinds lacks mask, which evaluation points with"),
     ],
 )
 def test_what_is_wrong_is_named(sets, says):
     with pytest.raises(ConfigError) as error:
-        project(sets)
+        project(*sets.split("; "))
     assert says in str(error.value)
     assert error.value.exit_code == 2
 
@@ -102,3 +110,46 @@ def test_pictures_of_ones_own_need_no_source_step(tmp_path):
     assert steps[0].name == "images"
     assert steps[0].inputs == {}
     assert artifacts(steps, Folder(str(tmp_path)))["images"].identity["outside"]
+
+
+PUBLISHED = ("teachers.sam2.weights='facebook/sam2.1-hiera-tiny'", "teachers.sam2.folder='{folder}'")
+
+
+def test_weights_that_are_gone_leave_what_they_made(tmp_path):
+    folder, workspace = tmp_path / "weights", Folder(str(tmp_path / "runs"))
+    config = project(*(each.format(folder=folder) for each in PUBLISHED), "pool.shards=1")
+
+    def features() -> Artifact:
+        return artifacts(steps_of(config), workspace)["features/sam2"]
+
+    assert features().identity["outside"] == {"weights": ABSENT}
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"tensors")
+    there = features()
+    there.write(0, there.table.rows([]))
+    there.seal("2020-01-01T00:00:00", "2020-01-01T00:00:01", {}, code="", packages={})
+    (folder / "README.md").write_text("a card")
+    assert features().fingerprint == there.fingerprint
+    shutil.rmtree(folder)
+    assert state_of(features()).kind == "done"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"other tensors")
+    assert "outside.weights" in state_of(features()).reason
+
+
+def test_a_run_that_lacks_weights_takes_nothing_away(tmp_path):
+    config = project(*(each.format(folder=tmp_path / "none") for each in PUBLISHED), f"workspace='{tmp_path}/runs'")
+    kept = Folder(f"{tmp_path}/runs/features/mask2former")
+    kept.write("shard-00000.arrow", b"features")
+    with pytest.raises(DataError, match="features/sam2: the weights that it needs are not there"):
+        Run.of(config, [], ["features"]).look_ahead()
+    assert kept.exists("shard-00000.arrow")
+
+
+def test_a_rebuild_must_be_among_the_steps_of_the_run():
+    with pytest.raises(ConfigError, match="--rebuild: prompts is not among the steps of this run"):
+        Run.of(project(), ["samples"], ["prompts"])
+    with pytest.raises(ConfigError, match="train is not among"):
+        Run.of(project(), [], ["train"], "build_data")
+    assert set(Run.of(project(), [], [], "train_student").chosen) == {"vocabulary", "train"}

@@ -1,5 +1,6 @@
 """What a workspace is said to hold, after each thing that may have happened to it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from flows.graph import artifacts
 from flows.progress import Meter
 from flows.states import State, clear, state_of
 from flows.steps import make_step
-from schemas.artifact import Artifact, verify
+from schemas.artifact import RECORD, Artifact, verify
 from schemas.errors import StageFailed, StaleArtifact
 from schemas.storage import Folder
 from tests.flows.tiny import SHARDS, chain
@@ -41,7 +42,7 @@ def test_missing_then_done(workspace, tmp_path, request):
 
 
 def test_a_record_that_is_gone_leaves_the_shards(made, workspace, tmp_path):
-    made["counted"].unseal()
+    made["counted"].folder.remove(RECORD)
     made["counted"].folder.remove("shard-00002.parquet")
     state = states(workspace, tmp_path)["counted"]
     assert (state.kind, state.done, state.total) == ("partial", SHARDS - 1, SHARDS)
@@ -67,8 +68,22 @@ def test_a_changed_config_is_named_and_what_follows_is_stale_by_its_inputs(made,
     assert (after["group/copied"].reason, after["group/copied"].by_inputs) == ("input counted changed", True)
 
 
+def test_other_bytes_under_the_same_fingerprint_reach_what_follows(made, tmp_path):
+    steps = chain(tmp_path / "diary")
+    inputs = steps[1].inputs_in(made)
+    assert state_of(made["group/copied"], inputs).kind == "done"
+    again = replace(made["counted"].record(), parts=[replace(part, digest="f" * 64) for part in made["counted"].record().parts])
+    made["counted"].folder.write("record.json", again.json().encode())
+    state = state_of(made["group/copied"], inputs)
+    assert (state.kind, state.reason, state.by_inputs) == ("stale", "input counted changed", True)
+    with pytest.raises(StaleArtifact, match="input counted changed"):
+        make_step(steps[1], made, nothing)
+    assert make_step(steps[1], made, nothing, rebuild="counted").how == "computed"
+    assert state_of(made["group/copied"], inputs).kind == "done"
+
+
 def test_half_made_shards_of_another_config_are_stale(made, workspace, tmp_path):
-    made["counted"].unseal()
+    made["counted"].folder.remove(RECORD)
     assert states(workspace, tmp_path, rows=4)["counted"].reason == "config.rows: 3 -> 4"
 
 

@@ -126,7 +126,30 @@ def test_statements_without_a_picture_are_counted_and_named(data: Dataset):
     assert "'../images/a.png' climbs out of its folder" in said
     assert "the image id 77" in said
     assert "does not say which picture" in said
-    assert not (data.root / "ws" / "annotations" / "lost.json").exists()
+    assert {path.suffix for path in (data.root / "ws" / "annotations").iterdir()} == {".parquet"}
+
+
+def test_a_run_that_ends_while_another_is_at_it_leaves_it_what_was_lost(data: Dataset):
+    """The second begins, ends and seals as the first has its shards; it is also a resume with nothing missing."""
+    data.picture("a.png")
+    data.list("a.png", "gone.png")
+    data.annotate()
+    pool, stage = data.pool(), AnnotationsStage(coco=parse(CocoSource, data.fields, "test"))
+    folder, second = str(data.root / "ws" / "annotations"), []
+
+    def progress(done: int, total: int, unit: str, note: str = "") -> None:
+        if done == total and not second:
+            second.append(None)
+            output, second[0] = run(stage, folder, {"images": pool})
+            output.seal("", "", {}, code="", packages={})
+
+    output = Artifact(Folder(folder), {"config": stage.identity(), "outside": stage.outside()}, stage.table(), SHARDS)
+    first = stage.run({"images": pool}, output, Resources(), progress)
+    assert second == [first]
+    assert first.summary["without_picture"] == {"instances": 1}
+    assert first.failures == ["instances: the pool has no picture 'gone.png': 1 statements"]
+    output.folder.remove(output.shard_name(1))
+    assert run(stage, folder, {"images": pool})[1] == first
 
 
 def test_two_names_of_one_picture_share_a_row(data: Dataset):

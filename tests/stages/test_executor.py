@@ -1,23 +1,27 @@
-"""The executor on real Ray: the same bytes everywhere, and a dead worker costs one shard."""
+"""The executor on real Ray: the same bytes everywhere, a dead worker costs one shard, and one that finds no room none."""
 
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from schemas.artifact import Artifact
-from schemas.errors import DataError, StageFailed
+from schemas.config import parse
+from schemas.errors import ConfigError, DataError, StageFailed
 from schemas.storage import Folder
 from schemas.tables import SEGMENTS, Table, without
 from stages.base import Inputs, MapStage, Resources, ShardFunction, Tables
-from stages.executor import Work, run_map
+from stages.executor import Work, run_map, start_ray
 
 SHARDS = 6
 
 
 class Copy(MapStage):
-    """Copies its input. `trap` is a folder: a worker that finds `die-<key>` or `raise-<key>` there obeys, once."""
+    """Copies its input. `trap` is a folder: a worker that finds `die-<key>` or `raise-<key>` there obeys, once,
+    and one that finds `hang-<key>` does so for good."""
 
     trap: str | None = None
 
@@ -37,6 +41,8 @@ class Copy(MapStage):
                 if action == "die":
                     trap.unlink()
                     os._exit(1)
+                if action == "hang":
+                    threading.Event().wait()
                 if action == "raise":
                     raise DataError("the trap snapped", key)
         return without(rows, {"copies too dull": 2})
@@ -127,3 +133,61 @@ def test_too_many_failed_rows_fail_the_stage_after_the_rest_is_done(source, tmp_
     with pytest.raises(StageFailed, match="1 of 6 rows failed.*k4: data: planted"):
         run_map(job, quiet)
     assert len(job.output.found()) == SHARDS
+
+
+@pytest.fixture
+def no_ray(ray_cluster) -> Iterator[None]:
+    """Whatever Ray this process was in is gone, and so is the one that the test starts; `run_map` starts another."""
+    import ray
+
+    ray.shutdown()
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.timeout(60)
+def test_workers_for_which_there_is_no_room_hold_nobody_up(source, tmp_path, no_ray):
+    import ray
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    (trap / "die-k1").touch()
+    job = work(source, tmp_path / "out", "ray", 3, trap)
+    run_map(job, quiet)
+    assert len(job.output.found()) == SHARDS
+    assert ray.cluster_resources()["CPU"] == 1, "a Ray that somebody else started was replaced"
+
+
+def test_a_ray_of_our_own_grows_with_the_step_and_joins_none_by_chance(ray_cluster, monkeypatch):
+    import ray
+
+    start_ray(Resources())
+    node, cores = ray.get_runtime_context().get_node_id(), int(ray.cluster_resources()["CPU"])
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    start_ray(Resources(workers=cores))
+    assert ray.get_runtime_context().get_node_id() == node
+    start_ray(Resources(workers=cores, threads=2))
+    assert ray.cluster_resources()["CPU"] == 2 * cores
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_killed_for_its_memory_costs_one_shard(source, tmp_path, no_ray):
+    import ray
+
+    greedy = {"memory_usage_threshold": 0.0, "memory_monitor_refresh_ms": 50}
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _system_config=greedy)
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    (trap / "hang-k0").touch()
+    with pytest.raises(StageFailed, match="shard 0 lost its worker 2 times: infra: OutOfMemoryError"):
+        run_map(work(source, tmp_path / "out", "ray", 1, trap, attempts=2), quiet)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("workers", 0), ("threads", 0), ("batch", 0), ("attempts", 0), ("gpus", -1), ("max_error_rate", 1.5)],
+)
+def test_resources_that_cannot_be_are_refused_by_name(name, value):
+    with pytest.raises(ConfigError, match=f"resources.*{name}: Input should be"):
+        parse(Resources, {name: value}, "resources")

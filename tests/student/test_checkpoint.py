@@ -1,6 +1,10 @@
 """A checkpoint counts when it is whole and of this run; what is taken from an optimizer can be put back."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,12 +102,57 @@ def test_pruning_leaves_the_first_and_the_newest(tmp_path):
     folder = Folder(str(tmp_path))
     for step in (0, 5, 10, 15, 20):
         write(folder, step)
-    folder.remove(f"step-00000020/{STATE}")
-    checkpoint.prune(folder, newest=15, keep=2)
+    checkpoint.prune(folder, newest=20, keep=3)
+    assert checkpoint.steps(folder) == [0, 10, 15, 20]
+    checkpoint.prune(folder, newest=20, keep=1)
+    assert checkpoint.steps(folder) == [0, 20]
+
+
+def test_pruning_leaves_what_a_faster_run_wrote(store: Folder):
+    for step in (0, 5, 10, 15, 20):
+        write(store, step)
+    checkpoint.prune(store, newest=10, keep=1)
+    assert checkpoint.steps(store) == [0, 10, 15, 20]
+
+
+def test_pruning_takes_an_unfinished_one_only_when_nobody_can_be_writing_it(tmp_path: Path):
+    folder = Folder(str(tmp_path))
+    for step in (0, 5, 10, 15, 20):
+        write(folder, step)
+    for step in (5, 15, 20):
+        folder.remove(f"step-{step:08d}/{STATE}")
+    for path in [*tmp_path.glob("step-00000005/*"), *tmp_path.glob("step-00000020/*")]:
+        os.utime(path, (0, 0))
+    checkpoint.prune(folder, newest=10, keep=1)
     assert checkpoint.steps(folder) == [0, 10, 15]
-    checkpoint.prune(folder, newest=15, keep=1)
-    assert checkpoint.steps(folder) == [0, 15]
-    assert checkpoint.latest(folder, RUN).step == 15
+
+
+def test_two_may_prune_at_once(tmp_path: Path):
+    folder = Folder(str(tmp_path))
+    for step in range(60):
+        write(folder, step)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(partial(checkpoint.prune, folder, keep=1), [59] * 4))
+    assert checkpoint.steps(folder) == [0, 59]
+
+
+def test_a_whole_one_is_not_written_again_and_a_broken_one_is(tmp_path: Path):
+    folder, model = Folder(str(tmp_path)), tmp_path / "step-00000005" / MODEL
+    written, stamp = write(folder, 5), model.stat()
+    assert write(folder, 5) == written
+    assert model.stat().st_mtime_ns == stamp.st_mtime_ns
+    model.write_bytes(b"")
+    write(folder, 5)
+    assert checkpoint.at(folder, 5, RUN) == written
+
+
+def test_only_whole_ones_count_as_later(tmp_path: Path):
+    folder = Folder(str(tmp_path))
+    for step in (5, 10):
+        write(folder, step)
+    assert [checkpoint.has_later(folder, step, RUN) for step in (0, 5, 10)] == [True, True, False]
+    folder.remove(f"step-00000010/{MODEL}")
+    assert not checkpoint.has_later(folder, 5, RUN)
 
 
 def test_the_state_names_no_path_and_no_time(tmp_path):

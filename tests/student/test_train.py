@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from schemas.errors import ConfigError, DataError, NonFinite, StaleArtifact
+from schemas.errors import BrokenArtifact, ConfigError, DataError, NonFinite, StaleArtifact
 from schemas.storage import Folder
 from schemas.tables import features
 from student import checkpoint
@@ -98,6 +98,38 @@ def test_a_finished_run_is_left_as_it_is(small_store: Store, unbroken: Folder):
     summary = train(open_setup(small_store), unbroken, kill_at(12))
     assert files(unbroken) == expected
     assert summary["samples"] == 48
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "state.json"])
+def test_the_untrained_student_is_put_back_where_it_lacks(small_store: Store, unbroken: Folder, name: str):
+    expected = files(unbroken)
+    unbroken.remove(f"step-00000000/{name}")
+    train(open_setup(small_store), unbroken, kill_at(12))
+    assert files(unbroken) == expected
+
+
+def test_a_run_that_lost_the_untrained_student_does_not_end_well(small_store: Store):
+    folder = small_store.folder.child("lost")
+    with pytest.raises(BrokenArtifact, match="no whole checkpoint of step 0 at the end"):
+        train(open_setup(small_store), folder, lambda row: folder.remove("step-00000000/model.safetensors"))
+    train(open_setup(small_store), folder, nothing)
+    assert checkpoint.at(folder, 0, RUN)
+
+
+def test_a_slower_run_leaves_a_faster_one_alone(small_store: Store, unbroken: Folder):
+    """The faster one runs from beginning to end while the slower one is at its third step."""
+    expected, folder = files(unbroken), small_store.folder.child("both")
+    seen: list[bool] = []
+
+    def slower(row: dict[str, Any]) -> None:
+        if row["step"] == 3:
+            train(open_setup(small_store), folder, nothing)
+        if row["step"] >= 3:
+            seen.append(files(folder) == expected)
+
+    train(open_setup(small_store), folder, slower)
+    assert seen == [True] * 10
+    assert files(folder) == expected
 
 
 def test_readers_and_checkpoints_change_no_number(small_store: Store, unbroken: Folder):

@@ -105,7 +105,7 @@ def test_without_a_server_a_run_brings_its_own_and_ctrl_c_ends_both(finished, tm
     assert run.returncode == 130
     assert told.splitlines()[-1] == "interrupted: what is done stays done, run again to go on"
     assert "Traceback" not in told
-    assert not is_alive(server)
+    until(lambda: not is_alive(server))
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ class Folder:
         except FileNotFoundError:
             return {}
         files = ((entry["name"].rsplit("/", 1)[-1], int(entry["size"])) for entry in entries if entry["type"] == "file")
-        return dict(sorted((name, size) for name, size in files if name))
+        return dict(sorted((name, size) for name, size in files if name and not _is_temporary(name)))
 
     def folders(self) -> list[str]:
         """Names of the folders directly in this one, sorted."""

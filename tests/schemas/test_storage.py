@@ -52,6 +52,12 @@ def test_leftovers_of_the_killed_are_invisible_and_swept_when_old(tmp_path):
     assert os.listdir(tmp_path) == [".b.txt.2.tmp"]
 
 
+def test_temporary_files_are_not_listed_anywhere(store: Folder):
+    store.write("whole", b"1")
+    store.write(".whole.1.tmp", b"2")
+    assert list(store.names()) == list(store.tree()) == ["whole"]
+
+
 def test_an_unknown_protocol_is_one_clear_line():
     with pytest.raises(ConfigError, match="nonsense://x"):
         Folder("nonsense://x").names()

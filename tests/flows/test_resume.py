@@ -153,7 +153,8 @@ def test_a_kill_as_each_step_begins_to_write(unbroken, tmp_path):
 @pytest.mark.parametrize("executor", ["local", "ray"])
 def test_kills_at_random(unbroken, tmp_path, executor):
     workspace, kept = tmp_path / "killed", {}
-    options = ["--workspace", str(workspace), "--set", f"resources.executor={executor}", "--set", "resources.workers=2"]
+    resources = [f"executor={executor}", "workers=2", "steps.train.workers=1"]
+    options = ["--workspace", str(workspace), *(word for each in resources for word in ("--set", f"resources.{each}"))]
     for seconds in np.random.default_rng(0).uniform(5, 30, 12):
         if not killed(passes(seconds), unbroken, *options):
             break

@@ -50,9 +50,9 @@ class Run:
         named = choose(steps, rebuild, "--rebuild")
         rebuilt = {step: name for name in named for step in below(steps, [name])} | {name: name for name in named}
         within = [step.name for step in steps if part in (None, step.part)]
-        chosen = [name for name in choose(steps, only, "--only") if name in within] if only else within
-        if beyond := [name for name in named if name not in chosen]:
-            raise ConfigError(f"{', '.join(beyond)} is not among the steps of this run", "--rebuild", "Name it in --only too.")
+        chosen = choose(steps, only, "--only") if only else within
+        _refuse_beyond(chosen, within, "--only")
+        _refuse_beyond(named, chosen, "--rebuild")
         return cls(config, steps, artifacts(steps, Folder(config.workspace)), chosen, rebuilt)
 
     def of_part(self, part: Part) -> list[Step]:
@@ -60,22 +60,32 @@ class Run:
 
     def look_ahead(self) -> None:
         """Refuse what cannot be made; take away what is to be made anew, on the first attempt only; refuse what is stale."""
-        for name in self.chosen:
-            self._demand_outside(name)
+        chosen = [step for step in self.steps if step.name in self.chosen]
+        for step in chosen:
+            self._demand_outside(step)
         if flow_run.run_count == 1:
-            for name in self.chosen:
-                if self.rebuilt.get(name) == name:
-                    clear(self.artifacts[name])
-        for step in self.steps:
+            for step in filter(self._is_taken_away, chosen):
+                clear(self.artifacts[step.name])
+        for step in chosen:
             state = state_of(self.artifacts[step.name], step.inputs_in(self.artifacts))
-            if step.name in self.chosen and not (state.by_inputs and step.name in self.rebuilt):
+            if not (state.by_inputs and step.name in self.rebuilt):
                 refuse_stale(self.artifacts[step.name], state, step.name)
 
-    def _demand_outside(self, name: str) -> None:
-        outside = self.artifacts[name].identity["outside"]
+    def _is_taken_away(self, step: Step) -> bool:
+        return self.rebuilt.get(step.name) == step.name
+
+    def _demand_outside(self, step: Step) -> None:
+        """What was made from things that are gone may be kept, but not made anew."""
+        outside = step.stage.outside() if self._is_taken_away(step) else self.artifacts[step.name].identity["outside"]
         for key in (key for key, digest in outside.items() if digest == ABSENT):
-            remedy = "Download them and set `folder` in the teacher's config; see `sailyard plan`."
-            raise DataError(f"the {key} that it needs are not there", name, remedy)
+            remedy = "Download them and set `folder` in the teacher's config."
+            raise DataError(f"the {key} that it needs are not there", step.name, remedy)
+
+
+def _refuse_beyond(names: Sequence[str], within: Sequence[str], option: str) -> None:
+    beyond = [name for name in names if name not in within]
+    if beyond:
+        raise ConfigError(f"this run does not make {', '.join(beyond)}", option, f"It makes {', '.join(within)}.")
 
 
 # The run of which a part is a part: it has been planned, and the digests of what lies outside the store taken, once.

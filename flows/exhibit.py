@@ -48,6 +48,7 @@ def as_text(shown: Mapping[str, Any]) -> str:
         *((f"config {name}", _short(value)) for name, value in record["identity"]["config"].items()),
         *((f"outside {name}", value) for name, value in record["identity"]["outside"].items()),
         *((name, _short(value)) for name, value in record["summary"].items()),
+        *(("left out", f"{count} {reason}") for reason, count in record["left_out"].items()),
         *(("failure", line) for line in record["failures"][:ROWS]),
     ]
     sources = [(made["name"], made["fingerprint"][:8], made["state"], _from(made["inputs"])) for made in shown["lineage"]]

@@ -11,6 +11,7 @@ The rules that make a store resumable without a database:
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -60,6 +61,7 @@ class Record:
     packages: dict[str, str]
     summary: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -195,12 +197,14 @@ class Artifact:
     def seal(self, started: str, ended: str, inputs: Mapping[str, "Artifact"], **extra: Any) -> Record:
         """Write the record over the files that lie here; every shard must. Plain files are settled first, for they may have
         been written without waiting for the disk. `extra`: code, packages, summary, failures."""
+        parts = self._shard_parts() if self.table else self._file_parts()
         record = Record(
             table=_table_fields(self.table),
             fingerprint=self.fingerprint,
             identity=dict(self.identity),
             inputs={role: made.reference() for role, made in inputs.items()},
-            parts=self._shard_parts() if self.table else self._file_parts(),
+            parts=parts,
+            left_out=dict(sum((Counter(part.left_out) for part in parts), Counter[str]())),
             started=started,
             ended=ended,
             **extra,

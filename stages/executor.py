@@ -7,7 +7,6 @@ dies costs the shard it held; another takes that shard up, until it has failed `
 import logging
 import signal
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -69,9 +68,7 @@ class _Tally:
 
     def outcome(self, max_error_rate: float) -> Outcome:
         lines = judge(self.output, max_error_rate)
-        summary: dict[str, Any] = {"seconds_of_work": round(self.seconds, 3), "shards_made": self.made}
-        left_out = sum((Counter(part.left_out) for part in self.output.found().values()), Counter[str]())
-        return Outcome(summary | ({"left_out": dict(left_out)} if left_out else {}), lines)
+        return Outcome({"seconds_of_work": round(self.seconds, 3), "shards_made": self.made}, lines)
 
 
 def _in_process(work: Work, numbers: list[int]) -> Iterator[ShardResult]:

@@ -2,7 +2,6 @@
 lost without a line."""
 
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from schemas.artifact import Artifact
 from schemas.storage import Folder
 from tests.flows.conftest import QUICKSTART
 from tests.flows.small import sailyard
+from tests.sample import sample_of
 
 PICTURES, EXPRESSIONS = 208, 125
 FEATURES = ["features/sam2", "features/mask2former"]
@@ -69,11 +69,7 @@ predictions = {{ device = "cpu", gpus = 0.0, threads = 1 }}
 
 @pytest.fixture(scope="module")
 def sample() -> Path:
-    named = os.environ.get("SAILYARD_SAMPLE_DATA")
-    folder = (Path(named) if named else Path(__file__).parents[3] / "shared" / "data") / "coco"
-    if not folder.is_dir():
-        pytest.skip(f"the real pictures are not at {folder}")
-    return folder
+    return sample_of("coco")
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,8 @@ PUBLISHED = ("teachers.sam2.weights='facebook/sam2.1-hiera-tiny'", "teachers.sam
 
 def test_weights_that_are_gone_leave_what_they_made(tmp_path):
     folder, workspace = tmp_path / "weights", Folder(str(tmp_path / "runs"))
-    config = project(*(each.format(folder=folder) for each in PUBLISHED), "pool.shards=1")
+    published = [each.format(folder=folder) for each in PUBLISHED]
+    config = project(*published, "pool.shards=1", f"workspace='{workspace.url}'")
 
     def features() -> Artifact:
         return artifacts(steps_of(config), workspace)["features/sam2"]
@@ -133,6 +134,9 @@ def test_weights_that_are_gone_leave_what_they_made(tmp_path):
     assert features().fingerprint == there.fingerprint
     shutil.rmtree(folder)
     assert state_of(features()).kind == "done"
+    with pytest.raises(DataError, match="features/sam2: the weights that it needs are not there"):
+        Run.of(config, ["features/sam2"], ["features/sam2"]).look_ahead()
+    assert state_of(features()).kind == "done", "a rebuild that cannot be takes nothing away"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"other tensors")
     assert "outside.weights" in state_of(features()).reason
@@ -148,8 +152,10 @@ def test_a_run_that_lacks_weights_takes_nothing_away(tmp_path):
 
 
 def test_a_rebuild_must_be_among_the_steps_of_the_run():
-    with pytest.raises(ConfigError, match="--rebuild: prompts is not among the steps of this run"):
+    with pytest.raises(ConfigError, match="--rebuild: this run does not make prompts. It makes samples"):
         Run.of(project(), ["samples"], ["prompts"])
-    with pytest.raises(ConfigError, match="train is not among"):
+    with pytest.raises(ConfigError, match="--rebuild: this run does not make train"):
         Run.of(project(), [], ["train"], "build_data")
+    with pytest.raises(ConfigError, match="--only: this run does not make train"):
+        Run.of(project(), ["train"], [], "build_data")
     assert set(Run.of(project(), [], [], "train_student").chosen) == {"vocabulary", "train"}

@@ -138,6 +138,18 @@ def test_where_and_how_it_runs_changes_nothing(unbroken, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+def test_two_runs_of_the_whole_at_once_end_as_one(unbroken, tmp_path):
+    workspace = tmp_path / "both"
+    command = [*COMMAND, "run", str(unbroken), "--workspace", str(workspace)]
+    runs = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for run in runs:
+        _, told = run.communicate(timeout=600)
+        assert run.returncode == 0, told
+    assert_ends_as(unbroken, workspace)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_kill_as_each_step_begins_to_write(unbroken, tmp_path):
     workspace, kept = tmp_path / "killed", {}
     for step in STEPS:

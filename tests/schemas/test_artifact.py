@@ -59,12 +59,14 @@ def test_failed_rows_are_counted(store: Folder):
     assert (record.rows, record.failed) == (6, 3)
 
 
-def test_what_was_left_out_is_counted_in_the_footer(store: Folder):
-    artifact = Artifact(store.child("segments"), {"stage": "S"}, SEGMENTS, 1)
+def test_what_was_left_out_is_counted_in_the_footers_and_in_the_record(store: Folder):
+    artifact = Artifact(store.child("segments"), {"stage": "S"}, SEGMENTS, 2)
     rows = SEGMENTS.rows([{"image_key": "a", "segments": []}])
     artifact.write(0, without(rows, {"small": 3, "crowds": 0}))
+    artifact.write(1, without(rows, {"small": 4, "crowds": 1}))
     assert artifact.found()[0].left_out == {"small": 3}
     assert artifact.read(0).equals(rows)
+    assert artifact.seal("then", "now", {}, code="", packages={}).left_out == {"small": 7, "crowds": 1}
 
 
 def test_a_missing_shard_cannot_be_sealed(store: Folder):

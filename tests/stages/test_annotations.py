@@ -20,6 +20,7 @@ from stages.base import JobStage, Outcome, Resources
 from stages.pool import PoolStage
 from stages.sources.config import CocoSource
 from stages.sources.shapes import ShapesConfig, write_shapes
+from tests.sample import sample_of
 
 SHARDS = 3
 SIZE = 20
@@ -294,11 +295,7 @@ def test_the_bytes_are_the_same_however_they_are_made(
 
 @pytest.fixture
 def sample() -> Path:
-    named = os.environ.get("SAILYARD_SAMPLE_DATA")
-    folder = (Path(named) if named else Path(__file__).parents[3] / "shared" / "data") / "coco"
-    if not folder.is_dir():
-        pytest.skip(f"the real pictures are not at {folder}")
-    return folder
+    return sample_of("coco")
 
 
 def as_reference(record: dict[str, Any]) -> dict[str, Any]:

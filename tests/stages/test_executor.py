@@ -12,7 +12,7 @@ from schemas.artifact import Artifact
 from schemas.config import parse
 from schemas.errors import ConfigError, DataError, StageFailed
 from schemas.storage import Folder
-from schemas.tables import SEGMENTS, Table, without
+from schemas.tables import SEGMENTS, Table
 from stages.base import Inputs, MapStage, Resources, ShardFunction, Tables
 from stages.executor import Work, run_map, start_ray
 
@@ -45,7 +45,7 @@ class Copy(MapStage):
                     threading.Event().wait()
                 if action == "raise":
                     raise DataError("the trap snapped", key)
-        return without(rows, {"copies too dull": 2})
+        return rows
 
 
 @pytest.fixture
@@ -94,8 +94,7 @@ def test_only_missing_shards_are_made(source, tmp_path, executor, ray_cluster):
     for path in trap.iterdir():
         path.unlink()
     job.output.folder.remove(job.output.shard_name(3))
-    summary = run_map(job, quiet).summary
-    assert (summary["shards_made"], summary["left_out"]) == (1, {"copies too dull": 2 * SHARDS})
+    assert run_map(job, quiet).summary["shards_made"] == 1
     assert {path.name.split("-")[1] for path in trap.iterdir()} == {"k3"}
     assert shard_bytes(job.output) == before
 

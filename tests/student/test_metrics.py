@@ -1,8 +1,6 @@
 """Scores on masks and texts small enough to count by hand, and on the numbers of the reference implementations."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +10,7 @@ from student.metrics.caption import bleu, caption_scores, cider, meteor, rouge_l
 from student.metrics.choice import choice_scores, is_right, options, picked
 from student.metrics.perbench import overall
 from student.metrics.segmentation import overlap, segmentation_scores
-
-SAMPLE_DATA = Path(os.environ.get("SAILYARD_SAMPLE_DATA", Path(__file__).parents[3] / "shared" / "data"))
+from tests.sample import sample_of
 
 
 def mask(rows: str) -> np.ndarray:
@@ -72,7 +69,7 @@ def test_words_are_what_a_caption_says():
 
 @pytest.mark.sample
 def test_captions_score_as_in_the_reference_implementation():
-    folder = SAMPLE_DATA / "metric_fixtures" / "nlg_eval"
+    folder = sample_of("metric_fixtures") / "nlg_eval"
     lines = {name: (folder / f"{name}.txt").read_text().splitlines() for name in ("hyp", "ref1", "ref2")}
     expected = json.loads((folder / "expected.json").read_text())["files"]
     said = list(map(words, lines["hyp"]))

@@ -1,15 +1,11 @@
 import json
-import os
-from pathlib import Path
 
 import pytest
 
 from schemas.errors import ConfigError, DataError
 from student.vocabulary import Vocabulary
+from tests.sample import sample_of
 from tests.student.micro import TEXTS, micro_vocabulary
-
-SAMPLE_DATA = Path(os.environ.get("SAILYARD_SAMPLE_DATA", Path(__file__).parents[3] / "shared" / "data"))
-QWEN = SAMPLE_DATA / "qwen2_tokenizer__Qwen"
 
 
 def test_added_tokens_end_the_vocabulary_in_the_order_of_the_reference():
@@ -67,10 +63,10 @@ def test_a_folder_without_merges_is_named(tmp_path):
 
 
 @pytest.mark.sample
-@pytest.mark.skipif(not QWEN.is_dir(), reason="no Qwen2 tokenizer under shared/data")
 def test_qwen_files_encode_as_the_official_tokenizer():
-    vocabulary = Vocabulary.from_qwen(QWEN, 15)
-    for case in json.loads((QWEN / "expected_encodings.json").read_text()):
+    qwen = sample_of("qwen2_tokenizer__Qwen")
+    vocabulary = Vocabulary.from_qwen(qwen, 15)
+    for case in json.loads((qwen / "expected_encodings.json").read_text()):
         assert vocabulary.encode(case["text"]) == case["ids"]
     assert (vocabulary.end_of_text, vocabulary.turn_start, vocabulary.turn_end) == (151643, 151644, 151645)
     assert vocabulary.seg == 151649

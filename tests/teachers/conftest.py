@@ -1,10 +1,11 @@
 """What the teachers' tests look at: three small pictures of different shapes, and the published configs."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.sample import sample_of
 
 
 def picture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -25,8 +26,4 @@ def pictures(rng: np.random.Generator) -> list[np.ndarray]:
 
 @pytest.fixture(scope="session")
 def teacher_configs() -> Path:
-    here = Path(__file__).parents[2]
-    folder = Path(os.environ.get("SAILYARD_SAMPLE_DATA", here.parent / "shared" / "data")) / "teacher_configs"
-    if not folder.is_dir():
-        pytest.skip(f"no published teacher configs in {folder}")
-    return folder
+    return sample_of("teacher_configs")

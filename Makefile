@@ -1,8 +1,10 @@
 # Every target sets up what it needs. `make quickstart` is the place to begin.
 PYTHON ?= python3
 BIN := .venv/bin
+OFFICIAL := .venv-official
+SITE := import site; print(site.getsitepackages()[0])
 
-.PHONY: install quickstart test test-all lint bench docs
+.PHONY: install quickstart test test-all chaos parity lint bench docs
 
 install: .venv/installed
 
@@ -18,7 +20,21 @@ test: install
 	$(BIN)/python -m pytest -q
 
 test-all: install
-	$(BIN)/python -m pytest -q -m 'not weights and not gpu'
+	$(BIN)/python -m pytest -q -m 'not official and not weights and not gpu'
+
+chaos: install
+	$(BIN)/python -m pytest -q -m chaos tests/chaos
+
+# The official SAM 2 beside ours, over the packages of .venv; --no-deps keeps the CUDA torch away.
+parity: $(OFFICIAL)/installed
+	$(OFFICIAL)/bin/python -m pytest -q -rP -m official tests/teachers/test_sam2_official.py
+
+$(OFFICIAL)/installed: .venv/installed
+	$(BIN)/python -m venv $(OFFICIAL)
+	$(BIN)/python -c '$(SITE)' > "$$($(OFFICIAL)/bin/python -c '$(SITE)')/sailyard.pth"
+	$(OFFICIAL)/bin/python -m pip install --quiet --no-deps sam2==1.1.0 torchvision==0.28.0 \
+		'hydra-core>=1.3,<1.4' 'omegaconf>=2.3,<2.5' 'antlr4-python3-runtime==4.9.*' 'iopath==0.1.*' portalocker
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .

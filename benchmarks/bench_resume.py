@@ -8,6 +8,7 @@ opened and their ends read, nothing parsed.
 import statistics
 from pathlib import Path
 
+import numpy as np
 from harness import Bar, Result, interleaved, main, speed
 
 from schemas import tables
@@ -17,13 +18,13 @@ from schemas.storage import Folder
 from stages.features import FeaturesStage
 from teachers.config import Sam2Config
 
-SPEC = FeatureSpec(teacher="sam2", layer="image_embed", channels=32, height=32, width=32)
+SPEC = FeatureSpec(teacher="sam2", layer="image_embed", channels=32, grid=(32, 32))
 EVERY = 100
 TAIL_BYTES = 1 << 16
 
 
 def store(url: str, shards: int, seed: int = 0) -> Artifact:
-    stage = FeaturesStage(name="sam2", teacher=Sam2Config(seed=seed))
+    stage = FeaturesStage(name="sam2", teacher=Sam2Config(seed=seed), grid=SPEC.grid)
     identity = {"stage": "features", "version": 1, "config": stage.identity(), "inputs": {"images": "0" * 32}}
     return Artifact(Folder(url), identity, tables.features(SPEC), shards)
 
@@ -32,8 +33,9 @@ def fill(folder: Path, made: Artifact) -> set[int]:
     """Write the shards to memory, and from there, some of them spoiled, to `folder`; the numbers of those that count."""
     other = store(made.where, made.shards, seed=1)
     folder.mkdir()
+    row = tables.feature_row(SPEC, "0", np.zeros((32, 32, 32), np.float32))
     for number in range(made.shards):
-        rows = tables.features(SPEC).rows([{"image_key": f"{number:032x}", "feature": bytes(SPEC.row_bytes)}])
+        rows = tables.features(SPEC).rows([row | {"image_key": f"{number:032x}"}])
         name = made.shard_name(number)
         (other if number % EVERY == 2 else made).write(number, rows)
         data = made.folder.read(name)

@@ -1,4 +1,5 @@
-"""sailyard: plan | run | show | serve | verify. The only reader of the environment and the only `print`.
+"""sailyard: plan | run | show | serve | budget | ledger | retry | waive | verify. The only reader of the environment and the
+only `print`.
 
 Exit code 0: done. 1: an error of ours, in one line with its remedy. 2: a command line or a config that means nothing.
 Everything heavy is imported by the command that needs it, so that help comes at once.
@@ -11,6 +12,7 @@ import sys
 import traceback as tracebacks
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -33,7 +35,17 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The project'
 Workspace = Annotated[str | None, typer.Option(metavar="URL", help="Another workspace: a path or any fsspec URL.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as train.steps=20.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+OneStep = Annotated[str | None, typer.Option("--step", metavar="STEP", help="Only this step, or this group of steps.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Print the whole traceback of an error.")]
+
+
+class Kind(StrEnum):
+    """The classes of failed rows."""
+
+    data = "data"
+    capacity = "capacity"
+    code = "code"
+
 
 # What a run needs of Prefect and Ray where the user has not said otherwise: no telemetry, and no logs on the terminal, where
 # a failing flow would print its traceback three times. The logs still go to the server.
@@ -85,14 +97,31 @@ def _project(config: Path, sets: list[str] | None, workspace: str | None) -> "Pr
 
 
 @app.command()
-def plan(config: ConfigPath, workspace: Workspace = None, sets: Sets = None, json: Json = False, traceback: Traceback = False):
-    """Show each step and its state; touches nothing."""
+def plan(
+    config: ConfigPath,
+    probe: Annotated[
+        int | None, typer.Option(metavar="PICTURES", min=1, help="Measure this machine on so many, and foretell the run.")
+    ] = None,
+    probe_bytes: Annotated[str, typer.Option(metavar="BYTES", help="Most that the probe writes to the workspace.")] = "4GiB",
+    workspace: Workspace = None,
+    sets: Sets = None,
+    json: Json = False,
+    traceback: Traceback = False,
+):
+    """Show each step and its state; touches nothing, but that a probe leaves what it foretells as plan.json."""
     with errors_told(traceback):
         from flows.plan import as_json, as_table, planned
 
         project = _project(config, sets, workspace)
-        rows = planned(project)
-        print(jsons.dumps(as_json(project, rows), indent=1) if json else as_table(rows))
+        found = planned(project)
+        shown, text = as_json(project, found), as_table(found)
+        if probe:
+            from flows.budget import parse_bytes
+            from flows.prospect import look_ahead
+
+            foretold, told = look_ahead(project, found, project.prices, probe, parse_bytes(probe_bytes))
+            shown, text = shown | {"foretold": foretold}, f"{text}\n\n{told}"
+        print(jsons.dumps(shown, indent=1) if json else text)
 
 
 @app.command()
@@ -149,6 +178,28 @@ def _prefect() -> Iterator[None]:
 
 
 @app.command()
+def budget(
+    config: ConfigPath,
+    max_bytes: Annotated[str, typer.Option(metavar="BYTES", help="What all features may take, as 500GB or 4TiB.")],
+    sets: Sets = None,
+    workspace: Workspace = None,
+    json: Json = False,
+    traceback: Traceback = False,
+):
+    """Choose a codec for each teacher, so that the features fit at the least loss; makes the certificates it needs first."""
+    with errors_told(traceback):
+        from flows import budget as budgets
+
+        project, most = _project(config, sets, workspace), budgets.parse_bytes(max_bytes)
+        with _prefect():
+            from flows.distill import start
+
+            start(project, budgets.needed(project), None)
+        drawn = budgets.draw_up(project, most)
+        print(jsons.dumps(budgets.as_json(drawn), indent=1) if json else budgets.as_table(drawn))
+
+
+@app.command()
 def show(
     artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="Path or URL of an artifact, as runs/a/images.")],
     json: Json = False,
@@ -187,25 +238,81 @@ def serve(
 
 
 @app.command()
+def ledger(
+    config: ConfigPath, workspace: Workspace = None, sets: Sets = None, json: Json = False, traceback: Traceback = False
+):
+    """List every failed row: where it is, its class, how often it was tried, and what went wrong."""
+    with errors_told(traceback):
+        from flows.ledger import Ledger, as_table
+
+        entries = list(Ledger.of(_project(config, sets, workspace)).entries())
+        print(jsons.dumps([vars(entry) for entry in entries], indent=1) if json else as_table(entries))
+
+
+@app.command()
+def retry(
+    config: ConfigPath,
+    kind: Annotated[Kind, typer.Option("--class", help="The class of failures to try again.")],
+    step: OneStep = None,
+    workspace: Workspace = None,
+    sets: Sets = None,
+    traceback: Traceback = False,
+):
+    """Try exactly the failed rows of a class again; nothing else is made."""
+    with errors_told(traceback):
+        _prepare()
+        from flows.ledger import Ledger
+
+        tried = list(Ledger.of(_project(config, sets, workspace), step).retry(kind.value))
+        print(*(tried or [f"no row of class {kind.value} has failed in a step that is made row by row"]), sep="\n")
+
+
+@app.command()
+def waive(
+    config: ConfigPath,
+    step: Annotated[str, typer.Option(metavar="STEP", help="The step whose rows may fail.")],
+    why: Annotated[str, typer.Option(metavar="TEXT", help="Why they may; it stands in the record.")],
+    kind: Annotated[Kind | None, typer.Option("--class", help="Only failures of this class.")] = None,
+    key: Annotated[str | None, typer.Option(metavar="KEY", help="Only the row of this picture.")] = None,
+    workspace: Workspace = None,
+    sets: Sets = None,
+    traceback: Traceback = False,
+):
+    """Let failed rows stay failed: they are listed, and no longer count against max_error_rate."""
+    with errors_told(traceback):
+        _prepare()
+        from flows.ledger import Ledger
+
+        waived = Ledger.of(_project(config, sets, workspace), step).waive(why, kind.value if kind else None, key)
+        print(f"{len(waived)} more rows waived")
+
+
+@app.command()
 def verify(
-    workspace: Annotated[str, typer.Argument(metavar="WORKSPACE", help="Path or URL of a workspace or of one artifact.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A workspace, an artifact, or the project's TOML file.")],
+    heal: Annotated[bool, typer.Option("--heal", help="Make anew what is damaged, and nothing else; needs the TOML.")] = False,
+    audit: Annotated[int, typer.Option(metavar="N", min=0, help="Make N rows of each teacher again, and compare.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Which rows --audit draws.")] = 0,
+    workspace: Workspace = None,
+    sets: Sets = None,
     json: Json = False,
     traceback: Traceback = False,
 ):
-    """Check every digest and row count; exit code 1 if anything is wrong."""
+    """Check every digest, row count and stored feature; exit code 1 if anything is wrong."""
     with errors_told(traceback):
-        from flows.audit import audit
+        from flows.audit import Check
 
-        faults: dict[str, list[str]] = {}
-        for name, found in audit(workspace):
-            faults[name] = found
+        _prepare()
+        project = _project(Path(target), sets, workspace) if target.endswith(".toml") else None
+        check = Check.of(project) if project else Check(target)
+        for line in check.lines(mend=heal, again=audit, seed=seed):
             if not json:
-                print(*(found or [f"{name}: as its record says"]), sep="\n")
-        wrong = sum(map(len, faults.values()))
+                print(line)
         if json:
-            print(jsons.dumps({"workspace": workspace, "faults": faults}))
-        if wrong:
-            _fail(f"error: {wrong} wrong. Delete the files named and run again: what is missing is made anew", 1)
+            print(jsons.dumps(check.as_json()))
+        if check.wrong:
+            remedy = "Delete the files named, or heal with `sailyard verify CONFIG --heal`, and run again"
+            _fail(f"error: {check.wrong} wrong. {remedy}", 1)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
 """Project: the whole TOML file, composed of the configs of the stages, each declared beside what it configures."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from schemas.codecs import codec_of
 from schemas.config import Config, execution, parse
+from schemas.features import CodecName
+from schemas.grids import Grid, PatchGrid
 from stages.base import Resources
+from stages.certificate import LADDER
+from stages.forecast import Prices
 from stages.prompts import PromptsStage
 from stages.report.stage import ReportStage
 from stages.samples import SamplesStage
@@ -25,6 +30,26 @@ class PoolConfig(Config):
 
     shards: int = Field(default=16, ge=1)
     max_pixels: int = Field(default=1 << 26, ge=1)
+
+
+class ColumnConfig(Config):
+    """What is stored of a teacher, by default of the one that is called as the column. On grid "student" a map lies on the
+    cells of the student's tensor that the loss holds against it, on "native" as the teacher makes it. A basis of principal
+    components is fitted on `basis_pictures` of the pool."""
+
+    teacher: str | None = None
+    grid: Literal["student", "native"] | tuple[int, int] = "student"
+    codec: CodecName = "bf16"
+    seed: int = 0
+    basis_pictures: int = Field(default=64, ge=1)
+
+
+class CertificateConfig(Config):
+    """Which codecs are measured beside a column's own, on how many pictures, their bases fitted on how many others."""
+
+    ladder: tuple[CodecName, ...] = LADDER
+    pictures: int = Field(default=4, ge=1)
+    basis_pictures: int = Field(default=16, ge=1)
 
 
 class SegmentsConfig(Config):
@@ -79,6 +104,8 @@ class Project(Config):
     source: Source
     pool: PoolConfig = PoolConfig()
     teachers: dict[Name, TeacherConfig] = {}
+    features: dict[Name, ColumnConfig] = {}
+    certificate: CertificateConfig = CertificateConfig()
     segments: dict[Name, SegmentsConfig] = {"ground_truth": SegmentsConfig()}
     prompts: PromptsConfig = PromptsConfig()
     samples: SamplesStage = SamplesStage()
@@ -90,6 +117,7 @@ class Project(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportStage = ReportStage()
     resources: ResourcesConfig = execution(ResourcesConfig())
+    prices: Prices = execution(Prices())
     retries: int = execution(0, ge=0)
     retry_delay: float = execution(10.0, ge=0)
 
@@ -97,11 +125,41 @@ class Project(Config):
     def _names_lead_somewhere(self) -> Self:
         wanted = [(f"segments.{name}.teacher", each.teacher, self.teachers) for name, each in self.segments.items()]
         wanted += [("prompts.segments", self.prompts.segments, self.segments)]
-        wanted += [("loss.distillation", name, self.teachers) for name in self.loss.distillation]
+        wanted += [
+            (f"features.{name}.teacher", column.teacher or name, self.teachers) for name, column in self.features.items()
+        ]
+        wanted += [("loss.distillation", name, self.teachers) for name in self.loss.distillation if name not in self.features]
         for at, name, known in wanted:
             if name and name not in known:
                 raise ValueError(f"{at} names {name!r}, there is only {', '.join(known) or 'none'}")
         return self
+
+    @model_validator(mode="after")
+    def _columns_have_grids(self) -> Self:
+        for name, column in self.features.items():
+            components = codec_of(column.codec).components or 0
+            if components > self.teachers[column.teacher or name].feature_channels:
+                raise ValueError(f"features.{name}: {column.codec} is more than the teacher has channels")
+            if column.codec.startswith("points") and column.grid != "student":
+                raise ValueError(f"features.{name}: {column.codec} are places of the student's grid, set grid = 'student'")
+            if column.grid == "student" and name not in self.loss.distillation:
+                raise ValueError(
+                    f"features.{name} has grid = 'student', but no loss.distillation.{name} says which cells those are"
+                )
+        return self
+
+    @property
+    def columns(self) -> dict[str, ColumnConfig]:
+        """What is stored: what the file names, and what the losses need."""
+        return {name: self.features.get(name, ColumnConfig()) for name in (*self.features, *self.loss.distillation)}
+
+    def grid_of(self, name: str) -> Grid:
+        """The grid of a column, "student" spelt out."""
+        grid, student = self.columns[name].grid, self.student
+        if grid != "student":
+            return grid
+        cells = 1 if self.loss.distillation[name].reads == "patches" else student.patch // student.mask_stride
+        return PatchGrid(patch=student.patch, max_side=student.max_side, cells=cells)
 
     @model_validator(mode="after")
     def _dialogues_can_be_written(self) -> Self:

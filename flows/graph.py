@@ -8,12 +8,16 @@ from typing import Any, Literal
 
 from flows.config import Project
 from schemas.artifact import Artifact
+from schemas.codecs import codec_of
 from schemas.errors import ConfigError
 from schemas.storage import Folder
 from schemas.tables import Table
 from stages.annotations import AnnotationsStage
 from stages.base import ABSENT, Resources, Stage
+from stages.basis import BasisStage
+from stages.certificate import CertificateStage
 from stages.features import FeaturesStage
+from stages.passport import PassportStage
 from stages.pool import PoolStage
 from stages.predict import PredictStage
 from stages.prompts import PromptsStage
@@ -32,7 +36,8 @@ WEIGHTS: tuple[Literal["trained", "untrained"], ...] = ("trained", "untrained")
 class Step:
     """A stage in its place. `name` is also where its artifact lies in the workspace. `inputs` and `whole` map the roles that
     the stage knows to names of steps: a MapStage is handed `inputs` shard by shard and `whole` as they are, a JobStage all
-    as they are."""
+    as they are. `gates` are handed over like `whole`, but nothing is made of them: the stage looks at them and goes on or
+    refuses, so they are no part of what it makes is known by."""
 
     name: str
     part: Part
@@ -41,10 +46,14 @@ class Step:
     whole: Mapping[str, str] = field(default_factory=dict)
     shards: int = 0
     resources: Resources = field(default_factory=Resources)
+    gates: Mapping[str, str] = field(default_factory=dict)
 
     def inputs_in(self, artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
         """What it is made from, by role."""
         return {role: artifacts[name] for role, name in self.roles.items()}
+
+    def gates_in(self, artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
+        return {role: artifacts[name] for role, name in self.gates.items()}
 
     @property
     def roles(self) -> dict[str, str]:
@@ -71,8 +80,8 @@ def _data(project: Project) -> Iterator[Step]:
             pictures = coco.images
     yield Step("images", part, PoolStage(images=pictures, **dict(project.pool)), source)
     yield Step("annotations", part, AnnotationsStage(coco=coco), _same("images") | source)
-    for name, teacher in project.teachers.items():
-        yield Step(f"features/{name}", part, FeaturesStage(name=name, teacher=teacher), _same("images"))
+    yield from _passports(project)
+    yield from _features(project)
     for name, each in project.segments.items():
         stage = SegmentsStage(teacher=project.teachers[each.teacher] if each.teacher else None, min_area=each.min_area)
         yield Step(f"segments/{name}", part, stage, _same("images", "annotations"))
@@ -81,13 +90,59 @@ def _data(project: Project) -> Iterator[Step]:
     yield Step("samples", part, project.samples, _same("annotations", "prompts"))
 
 
+def _passports(project: Project) -> Iterator[Step]:
+    for name in dict.fromkeys(column.teacher or own for own, column in project.columns.items()):
+        yield Step(f"passport/{name}", "build_data", PassportStage(teacher=project.teachers[name]))
+
+
+def _features(project: Project) -> Iterator[Step]:
+    for name, column in project.columns.items():
+        part: Part = "build_data"
+        teacher, grid = project.teachers[column.teacher or name], project.grid_of(name)
+        stage = FeaturesStage(name=name, teacher=teacher, grid=grid, codec=column.codec, seed=column.seed)
+        if _needs_basis(project, name):
+            basis = BasisStage(
+                teacher=teacher, grid=grid, components=stage.spec.components or 0, pictures=column.basis_pictures
+            )
+            yield Step(f"basis/{name}", part, basis, _same("images"))
+        gates = {"passport": f"passport/{column.teacher or name}"}
+        yield Step(f"features/{name}", part, stage, _same("images"), _basis(project, name), gates=gates)
+
+
+def _needs_basis(project: Project, name: str) -> bool:
+    return codec_of(project.columns[name].codec).components is not None
+
+
+def _basis(project: Project, name: str) -> dict[str, str]:
+    """Of a column whose codec needs one, by the role that it has in making the column."""
+    return {"basis": f"basis/{name}"} if _needs_basis(project, name) else {}
+
+
+def _certificates(project: Project) -> Iterator[Step]:
+    for name, loss in project.loss.distillation.items():
+        column = project.columns[name]
+        stage = CertificateStage(
+            name=name,
+            teacher=project.teachers[column.teacher or name],
+            grid=project.grid_of(name),
+            codec=column.codec,
+            student=project.student,
+            loss=loss,
+            seed=project.train.seed,
+            **dict(project.certificate),
+        )
+        yield Step(f"certificate/{name}", "train_student", stage, _same("images", "vocabulary") | _basis(project, name))
+
+
 def _training(project: Project) -> Iterator[Step]:
     part: Part = "train_student"
-    student = project.student
+    student, taught = project.student, project.loss.distillation
     yield Step("vocabulary", part, VocabularyStage(size=project.vocabulary.size, prompts=student.prompts), _same("samples"))
+    yield from _certificates(project)
     stage = TrainStage(student=student, loss=project.loss, optim=project.optim, train=project.train)
-    features = (f"features/{name}" for name in project.loss.distillation)
-    yield Step("train", part, stage, _same("samples", "images", "vocabulary", *features))
+    columns = [f"features/{name}" for name in taught] + [f"basis/{name}" for name in taught if _needs_basis(project, name)]
+    gates = _same(*(f"certificate/{name}" for name in taught))
+    yield Step("train", part, stage, _same("samples", "images", "vocabulary", *columns), gates=gates)
 
 
 def _evaluation(project: Project) -> Iterator[Step]:
@@ -167,3 +222,12 @@ def below(steps: Sequence[Step], names: Iterable[str]) -> set[str]:
         if found & set(step.roles.values()):
             found.add(step.name)
     return found - set(names)
+
+
+def above(steps: Sequence[Step], names: Iterable[str]) -> list[str]:
+    """`names` and the steps that they are made from, directly or through others, in order."""
+    found = set(names)
+    for step in reversed(steps):
+        if step.name in found:
+            found |= set(step.roles.values())
+    return [step.name for step in steps if step.name in found]

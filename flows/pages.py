@@ -64,6 +64,12 @@ def show_step(project: str, made: StepResult) -> None:
     left(lambda: create_table_artifact(rows, key(project, "step", made.step), f"{made.step}: {made.how}, {made.why}"))
 
 
+def show_certificate(project: str, made: StepResult, codecs: Sequence[Mapping[str, Any]]) -> None:
+    """What each codec of a column costs the student, a row a codec."""
+    what = f"{made.step}: what storing the teacher's features costs, by codec"
+    left(lambda: create_table_artifact([dict(row) for row in codecs], key(project, "step", made.step, "codecs"), what))
+
+
 def show_run(project: str, made: Sequence[StepResult]) -> None:
     """What the run did, a row a step."""
     names = ("how", "why", "rows", "errors", "bytes", "seconds")

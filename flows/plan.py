@@ -1,14 +1,17 @@
-"""The DAG with the state of each step, for `sailyard plan`; nothing is made, moved or written."""
+"""The DAG with the state of each step, for `sailyard plan`; nothing is made, moved or written, unless it is asked to measure
+this machine: then what it foretells is kept in the workspace, for the report to hold against what came of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from flows.config import Project
 from flows.graph import Step, artifacts, steps_of
 from flows.results import place
+from flows.reuse import Reuse, reuse_of
 from flows.states import State, state_of
 from flows.words import duration, grid, size
+from schemas.artifact import Artifact
 from schemas.storage import Folder
 
 
@@ -16,31 +19,48 @@ from schemas.storage import Folder
 class Row:
     step: Step
     state: State
-    path: str
+    artifact: Artifact
 
 
-def planned(project: Project) -> list[Row]:
+@dataclass(frozen=True)
+class Plan:
+    rows: list[Row]
+    reuse: Reuse | None
+
+    @property
+    def steps(self) -> list[Step]:
+        return [row.step for row in self.rows]
+
+    @property
+    def found(self) -> Mapping[str, Artifact]:
+        return {row.step.name: row.artifact for row in self.rows}
+
+
+def planned(project: Project) -> Plan:
     steps = steps_of(project)
     found = artifacts(steps, Folder(project.workspace))
-    return [Row(step, state_of(found[step.name], step.inputs_in(found)), place(found[step.name])) for step in steps]
+    rows = [Row(step, state_of(found[step.name], step.inputs_in(found)), found[step.name]) for step in steps]
+    return Plan(rows, reuse_of(project, found))
 
 
-def as_json(project: Project, rows: Sequence[Row]) -> dict[str, Any]:
+def as_json(project: Project, plan: Plan) -> dict[str, Any]:
     steps = [
         {
             "step": row.step.name,
             **asdict(row.state),
-            "path": row.path,
+            "path": place(row.artifact),
             "inputs": row.step.roles,
             "notes": row.step.stage.notes(),
         }
-        for row in rows
+        for row in plan.rows
     ]
-    return {"name": project.name, "workspace": project.workspace, "steps": steps}
+    reuse = {"reuse": plan.reuse.as_json()} if plan.reuse else {}
+    return {"name": project.name, "workspace": project.workspace, "steps": steps, **reuse}
 
 
-def as_table(rows: Sequence[Row]) -> str:
-    return grid([("step", "state", "rows", "bytes", "time", ""), *map(_cells, rows)])
+def as_table(plan: Plan) -> str:
+    table = grid([("step", "state", "rows", "bytes", "time", ""), *map(_cells, plan.rows)])
+    return "\n".join([table, *([str(plan.reuse)] if plan.reuse else [])])
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def make_step(step: Step, artifacts: Mapping[str, Artifact], progress: Progress,
         clear(output)
     else:
         refuse_stale(output, before, step.name)
-    _demand(inputs, step.name)
+    _demand(inputs | step.gates_in(artifacts), step.name)
     started = _now()
     begin(output)
     outcome = _carry_out(step, artifacts, output, progress)
@@ -82,10 +82,10 @@ def _carry_out(step: Step, artifacts: Mapping[str, Artifact], output: Artifact, 
     inputs: Inputs = {role: artifacts[name] for role, name in step.inputs.items()}
     match step.stage:
         case MapStage():
-            whole: Inputs = {role: artifacts[name] for role, name in step.whole.items()}
+            whole = {role: artifacts[name] for role, name in step.whole.items()} | step.gates_in(artifacts)
             return run_map(Work(step.stage, inputs, whole, output, step.resources), progress)
         case JobStage():
-            return step.stage.run(inputs, output, step.resources, progress)
+            return step.stage.run({**inputs, **step.gates_in(artifacts)}, output, step.resources, progress)
         case other:
             raise TypeError(f"{type(other).__name__} is neither a MapStage nor a JobStage")
 
@@ -143,6 +143,9 @@ def as_task(step: Step, artifacts: Mapping[str, Artifact], rebuild: str, project
             made = make_step(step, artifacts, meter, rebuild=rebuild)
             meter.say(pages.line(made))
         pages.show_step(project.name, made)
+        record = artifacts[step.name].record()
+        if record and "codecs" in record.summary:
+            pages.show_certificate(project.name, made, record.summary["codecs"])
         return Completed(name=made.how.capitalize(), message=made.why, data=made)
 
     return make

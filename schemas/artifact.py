@@ -3,6 +3,7 @@
 The rules that make a store resumable without a database:
 
 - A file that exists is whole (`Folder` sees to that), and an artifact with a record is complete. Nothing else counts.
+- The record carries a digest of itself. One that does not give it counts for nothing, and `verify` says so.
 - A shard's footer carries its fingerprint, the identity behind it, its rows and a digest of the whole file, computed with
   the digest's own 64 characters as zeros. A shard counts as done only under today's fingerprint.
 - The identity is what the bytes depend on: table version, stage, config and the fingerprints of the inputs.
@@ -32,6 +33,8 @@ RECORD = "record.json"
 _MAGIC = {"parquet": b"PAR1", "arrow": b"ARROW1"}
 _START, _NO_DIGEST = b'{"sailyard":', "0" * 64
 _TAIL_BYTES = 1 << 16
+_OWN_DIGEST = "record_digest"
+_FOOTER = {"shard": int, "rows": int, "failed": int, "left_out": dict, "fingerprint": str, "identity": dict, "digest": str}
 
 
 @dataclass(frozen=True)
@@ -81,14 +84,17 @@ class Record:
         return fingerprint({part.name: part.digest for part in self.parts})
 
     def json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+        data = json.loads(json.dumps(asdict(self)))
+        return json.dumps({**data, _OWN_DIGEST: _digest_of(data)}, indent=1)
 
     @classmethod
     def parse(cls, text: bytes | str, where: str) -> "Record":
         try:
             data = json.loads(text)
+            if data.pop(_OWN_DIGEST) != _digest_of(data):
+                raise ValueError("it does not give its own digest")
             return cls(**{**data, "parts": [Part(**part) for part in data["parts"]]})
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BrokenArtifact(f"the record cannot be read: {error}", where, "Delete it and run again.") from None
 
 
@@ -229,10 +235,16 @@ class Artifact:
         return [Part(name, sizes[name], file_digest(self.folder, name)) for name in names]
 
 
+def _digest_of(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
 def verify(folder: Folder) -> list[str]:
     """One line for each thing in the artifact at `folder` that is not as its record says; none when all is well."""
-    artifact = Artifact(folder, {})
-    record = artifact.record()
+    try:
+        record = Artifact(folder, {}).record()
+    except BrokenArtifact as error:
+        return [str(error), *damaged(folder)]
     if record is None:
         return [f"{folder.url}: no record: the artifact is not complete"]
     faults = [] if fingerprint(record.identity) == record.fingerprint else [f"{folder.url}: identity and fingerprint differ"]
@@ -241,7 +253,8 @@ def verify(folder: Folder) -> list[str]:
         fault = _part_fault(folder, part, sizes.get(part.name), shard=bool(record.table))
         faults += [f"{folder.url}/{part.name}: {fault}"] if fault else []
     unknown = sizes.keys() - {part.name for part in record.parts} - {RECORD}
-    return faults + [f"{folder.url}/{name}: a file that the record does not list" for name in sorted(unknown)]
+    faults += [f"{folder.url}/{name}: a file that the record does not list" for name in sorted(unknown)]
+    return faults + [f"{folder.url}/{name}: what a writer that died has left" for name in folder.abandoned()]
 
 
 def damaged(folder: Folder) -> list[str]:
@@ -301,6 +314,8 @@ def read_footer(folder: Folder, name: str, size: int) -> dict[str, Any] | None:
     try:
         footer, _ = json.JSONDecoder().raw_decode(tail[at:].decode("utf-8", errors="replace"))
     except ValueError:
+        return None
+    if not all(isinstance(footer.get(key), kind) for key, kind in _FOOTER.items()):
         return None
     return {**footer, "name": name, "bytes": size}
 

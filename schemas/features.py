@@ -1,50 +1,77 @@
-"""FeatureSpec: what a stored teacher feature is, and the codecs between arrays and bytes.
+"""FeatureSpec: what a stored teacher feature is: of which teacher and layer, on which grid, in which codec.
 
-The map of one image has the shape (channels, height, width); it is resized to this grid when it is extracted, and stored
-as raw little-endian values in C order. numpy has no bfloat16, so bf16 is carried as the upper 16 bits of a float32.
+A map is resized to its grid when it is extracted, and its row holds what the codec makes of it.
 """
 
-from typing import Literal
+from typing import Annotated
 
 import numpy as np
+from pydantic import StringConstraints
 
+from schemas import codecs
+from schemas.codecs import Basis
 from schemas.config import Config
-from schemas.errors import NonFinite
+from schemas.errors import DataError, NonFinite
+from schemas.grids import Grid, Size, grid_of
+
+CodecName = Annotated[str, StringConstraints(pattern=codecs.NAMES)]
 
 
 class FeatureSpec(Config):
-    """One column of teacher features: which teacher and layer, the stored grid and the codec."""
+    """One column of teacher features. `seed` is that of the places which `points<n>` draws."""
 
     teacher: str
     layer: str
     channels: int
-    height: int
-    width: int
-    codec: Literal["bf16"] = "bf16"
+    grid: Grid
+    codec: CodecName = "bf16"
+    seed: int = 0
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.channels, self.height, self.width
+    def components(self) -> int | None:
+        """How many principal components are stored; None where the channels themselves are."""
+        return codecs.codec_of(self.codec).components
 
     @property
-    def row_bytes(self) -> int:
-        return 2 * self.channels * self.height * self.width
+    def is_squeezed(self) -> bool:
+        return self.codec.endswith("-zstd")
 
-    def encode(self, feature: np.ndarray) -> bytes:
-        """The stored bytes of a float32 map (channels, height, width), rounded to nearest even; not finite raises."""
-        if feature.shape != self.shape:
-            raise ValueError(f"{self.teacher}: expected features of shape {self.shape}, got {feature.shape}")
-        if not np.isfinite(feature).all():
+    def grid_of(self, width: int, height: int) -> Size | None:
+        """(h, w) of the map of a picture of this size; None for the teacher's own."""
+        return grid_of(self.grid, width, height)
+
+    def layout(self, height: int, width: int) -> codecs.Layout:
+        """The arrays of a row whose map is of this size."""
+        return codecs.codec_of(self.codec).layout(self.channels, height, width)
+
+    def encode(self, map_Chw: np.ndarray, key: str, basis: Basis | None = None) -> bytes:
+        """The row of the picture `key`. Not finite raises; `basis` has the components that the codec asks for."""
+        if len(map_Chw) != self.channels:
+            raise ValueError(f"{self.teacher}: expected {self.channels} channels, got a map of shape {map_Chw.shape}")
+        if not np.isfinite(map_Chw).all():
             raise NonFinite(f"{self.teacher} made a feature that is not finite")
-        return bf16_bits(feature).tobytes()
+        kept_Khw = self._basis(basis).reduce(map_Chw) if self.components else map_Chw
+        random = np.random.default_rng([self.seed, int(key[-16:], 16)])
+        arrays = codecs.codec_of(self.codec).encode(kept_Khw, random)
+        stored = codecs.pack(arrays, self.layout(*map_Chw.shape[1:]))
+        return codecs.squeeze(stored) if self.is_squeezed else stored
 
-    def decode(self, stored: bytes | memoryview | np.ndarray) -> np.ndarray:
-        """The float32 map (channels, height, width) that `encode` rounded."""
-        bits = np.frombuffer(stored, dtype="<u2").reshape(self.shape)
-        return (bits.astype(np.uint32) << 16).view(np.float32)
+    def arrays(self, stored: bytes | memoryview, height: int, width: int) -> dict[str, np.ndarray]:
+        """The arrays of a row as they are stored; views, but for what has to be decompressed."""
+        layout = self.layout(height, width)
+        try:
+            if self.is_squeezed:
+                stored = codecs.unsqueeze(memoryview(stored), codecs.layout_bytes(layout))
+            return codecs.unpack(stored, layout)
+        except ValueError as error:
+            raise DataError(f"a feature of {self.teacher} cannot be read: {error}") from None
 
+    def decode(self, stored: bytes | memoryview, height: int, width: int, basis: Basis | None = None) -> np.ndarray:
+        """The float32 map (C, h, w), or (C, n) for points. Without their basis, components stay components: (K, h, w)."""
+        kept_Khw = codecs.codec_of(self.codec).decode(self.arrays(stored, height, width))
+        return self._basis(basis).expand(kept_Khw) if self.components and basis else kept_Khw
 
-def bf16_bits(values: np.ndarray) -> np.ndarray:
-    """The bfloat16 bit patterns (uint16) of finite float32 values, rounded to nearest, ties to even."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    def _basis(self, basis: Basis | None) -> Basis:
+        if basis is None or basis.axes_CK.shape[1] < (self.components or 0):
+            raise ValueError(f"{self.teacher}: {self.codec} needs a basis of {self.components} components")
+        return basis.first(self.components or 0)

@@ -4,12 +4,13 @@ On local disks a file is written beside its place, fsynced and renamed; on an ob
 of the same bytes harm nothing. Names are relative, with "/" between parts, and never climb out.
 """
 
+import fcntl
 import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -124,15 +125,17 @@ class Folder:
     def staged(self, name: str, *, durable: bool = True) -> Iterator[Path]:
         """A local path to write; when the block ends well the file is published as `name`, else it is removed."""
         target = Path(self.path(name))
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folders(Path(self.path()), durable=True)  # `settle` begins at this folder, not above it
+        _make_folders(target.parent, durable=durable)
         beside = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
         try:
-            yield beside
-            if durable:
-                _fsync(beside)
-            os.replace(beside, target)
-            if durable:
-                _fsync(target.parent)
+            with _in_hand(beside):
+                yield beside
+                if durable:
+                    _fsync(beside)
+                os.replace(beside, target)
+                if durable:
+                    _fsync(target.parent)
         finally:
             beside.unlink(missing_ok=True)
 
@@ -151,14 +154,20 @@ class Folder:
             self.fs.rm(self.path(name), recursive=True)
 
     def sweep(self) -> int:
-        """Remove temporary files that no living writer can still own; returns how many there were."""
-        if not self.is_local or not Path(self.path()).is_dir():
-            return 0
+        """Remove what is `abandoned`; returns how many files that were."""
+        names = self.abandoned()
+        for name in names:
+            Path(self.path(name)).unlink(missing_ok=True)
+        return len(names)
+
+    def abandoned(self) -> list[str]:
+        """Names of the temporary files below this folder that are old and in no living writer's hand, sorted. Clocks jump and
+        writers are held up, so age alone is believed only where the disk knows no locks."""
+        root = Path(self.path())
+        if not self.is_local or not root.is_dir():
+            return []
         old = time.time() - ABANDONED_AFTER_SECONDS
-        left = [path for path in Path(self.path()).rglob(".*.tmp") if path.stat().st_mtime < old]
-        for path in left:
-            path.unlink(missing_ok=True)
-        return len(left)
+        return sorted(path.relative_to(root).as_posix() for path in root.rglob(".*.tmp") if _is_abandoned(path, old))
 
 
 def _local_files(root: Path) -> Iterator[tuple[str, int]]:
@@ -173,6 +182,46 @@ def _local_files(root: Path) -> Iterator[tuple[str, int]]:
 def _is_temporary(name: str) -> bool:
     last = name.rsplit("/", 1)[-1]
     return last.startswith(".") and last.endswith(".tmp")
+
+
+def _make_folders(folder: Path, *, durable: bool) -> None:
+    """Make `folder` and what lacks above it; where `durable`, a power cut will not take their names again."""
+    if folder.is_dir():
+        return
+    _make_folders(folder.parent, durable=durable)
+    folder.mkdir(exist_ok=True)
+    if durable:
+        _fsync(folder.parent)
+
+
+@contextmanager
+def _in_hand(path: Path) -> Iterator[None]:
+    """Create `path` and hold a lock on it, which ends with this process at the latest, however it ends."""
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+    try:
+        with suppress(OSError):  # not every network disk knows locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _is_abandoned(path: Path, old: float) -> bool:
+    try:
+        if path.stat().st_mtime >= old:
+            return False
+        handle = os.open(path, os.O_RDWR)
+    except OSError:  # gone since it was listed, or not ours to take
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return True
 
 
 def _fsync(path: Path) -> None:

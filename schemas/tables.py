@@ -8,13 +8,16 @@ import dataclasses
 import functools
 import json
 import types
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pyarrow as pa
 
 from schemas.annotations import Caption, Choice, Expression, Reference, Tag
+from schemas.codecs import Basis
 from schemas.dialogue import PromptSlot, Split, Task, Turn
 from schemas.features import FeatureSpec
 from schemas.regions import PromptKind, Rle, Segment, VisualPrompt
@@ -199,10 +202,31 @@ PREDICTIONS = Table(
 
 
 def features(spec: FeatureSpec) -> Table:
-    """The table of one teacher's features: fixed-size binary rows, to be memory-mapped; null where `error` says why."""
-    feature = _nullable("feature", pa.binary(spec.row_bytes))
-    doc = "One row a picture: a teacher's map as raw little-endian values (channels, height, width)."
-    return Table("features", 1, pa.schema([_KEY, feature, _ERROR]), "arrow", doc, spec)
+    """The table of one teacher's features, to be memory-mapped; `feature` is null where `error` says why."""
+    schema = pa.schema(
+        [
+            _KEY,
+            _nullable("height", pa.int32()),
+            _nullable("width", pa.int32()),
+            _nullable("size", pa.int64()),
+            _nullable("crc", pa.uint32()),
+            _nullable("feature", pa.large_binary()),
+            _ERROR,
+        ]
+    )
+    doc = (
+        "One row a picture: a teacher's map of `height` x `width` cells as its codec stores it (schemas/codecs.py), the number "
+        "of its bytes and their CRC-32."
+    )
+    return Table("features", 2, schema, "arrow", doc, spec)
+
+
+def feature_row(spec: FeatureSpec, key: str, map_Chw: np.ndarray, basis: Basis | None = None) -> dict[str, Any]:
+    """The row of a picture in `features(spec)`."""
+    stored = spec.encode(map_Chw, key, basis)
+    _, height, width = map_Chw.shape
+    row = {"image_key": key, "height": height, "width": width, "size": len(stored)}
+    return row | {"crc": zlib.crc32(stored), "feature": stored}
 
 
 ALL = (IMAGES, ANNOTATIONS, SEGMENTS, PROMPTS, SAMPLES, PREDICTIONS)
@@ -212,12 +236,11 @@ WORDS = {"split": Split, "task": Task, "kind": PromptKind}
 
 def markdown() -> str:
     """docs/tables.md, as `make docs` writes it: every table, and the structs inside them."""
-    spec = FeatureSpec(teacher="sam2", layer="image_embed", channels=256, height=64, width=64)
+    spec = FeatureSpec(teacher="sam2", layer="image_embed", channels=256, grid=(64, 64))
     words = "; ".join(f"`{name}` is one of {', '.join(get_args(kind))}" for name, kind in WORDS.items())
     intro = (
         "# The tables\n\nWritten by `make docs` from [schemas/tables.py](../schemas/tables.py) and the dataclasses in it. Of "
-        "`features` there is a\ntable for each teacher; the one shown is for maps of "
-        f"{' x '.join(map(str, spec.shape))} values. Of the strings,\n{words}."
+        f"`features` there is a\ntable for each of the project's. Of the strings,\n{words}."
     )
     shown = [_section(f"{t.name}: {t.format}, version {t.version}", t.doc, t.schema) for t in (*ALL, features(spec))]
     inside = [_section(cls.__name__, cls.__doc__ or "", arrow_type(cls), never_null=True) for cls in STRUCTS]

@@ -7,28 +7,31 @@ and how fast, and never change a byte.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import pyarrow as pa
 from pydantic import Field
 
-from schemas.artifact import Artifact
+from schemas.artifact import Artifact, Part
 from schemas.config import Config
 from schemas.errors import StageFailed
+from schemas.row_errors import ErrorClass, RowError
 from schemas.tables import Table
+from stages.waivers import read_waivers
 
 Tables = Mapping[str, pa.Table]
 Inputs = Mapping[str, Artifact]
 ShardFunction = Callable[[Tables], pa.Table]
 
-ErrorClass = Literal["data", "infra", "capacity", "code"]
 ABSENT = "not there"
+MOST_LINES = 1000
 
 
 class Resources(Config):
-    """Where and how a stage is carried out."""
+    """Where and how a stage is carried out. A worker that is silent for `deadline_s`, in which no batch or row group ends, is
+    given up, and its shard goes to another."""
 
     executor: Literal["local", "ray"] = "ray"
     workers: int = Field(default=1, ge=1)
@@ -37,6 +40,7 @@ class Resources(Config):
     gpus: float = Field(default=0.0, ge=0)
     batch: int = Field(default=16, ge=1)
     attempts: int = Field(default=3, ge=1)
+    deadline_s: float | None = Field(default=None, gt=0)
     ray_address: str | None = None
     beam_options: tuple[str, ...] = ()
     max_error_rate: float = Field(default=0.0, ge=0, le=1)
@@ -103,9 +107,8 @@ class ShardResult:
 
 
 def row_error(kind: ErrorClass, error: BaseException | str) -> str:
-    """The one line that a failed row carries: its class, then what went wrong."""
-    text = str(error) if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    return f"{kind}: {' '.join(text.split())[:500]}"
+    """The line that a failed row carries."""
+    return str(RowError.of(kind, error))
 
 
 def make_shard(function: ShardFunction, inputs: Inputs, output: Artifact, number: int) -> ShardResult:
@@ -116,25 +119,32 @@ def make_shard(function: ShardFunction, inputs: Inputs, output: Artifact, number
     return ShardResult(number, part.rows, part.failed, part.bytes, time.perf_counter() - start)
 
 
-def failures(output: Artifact, most: int = 1000) -> list[str]:
-    """A line for each failed row of the shards that are done, `most` of them."""
-    lines: list[str] = []
-    for number, part in output.found().items():
-        if part.failed and len(lines) < most:
+def failed_rows(output: Artifact, parts: Mapping[int, Part]) -> Iterator[tuple[int, int, str, str]]:
+    """(shard, row, key, error) of every failed row of these shards, as `output.found()` has them."""
+    for number, part in parts.items():
+        if part.failed:
             rows = output.read(number, ["image_key", "error"]).to_pylist()
-            lines += [f"shard {number}: {row['image_key']}: {row['error']}" for row in rows if row["error"]]
-    return lines[:most]
+            yield from ((number, row, each["image_key"], each["error"]) for row, each in enumerate(rows) if each["error"])
 
 
 def judge(output: Artifact, max_error_rate: float) -> list[str]:
-    """The lines of `failures` of an output whose shards all lie there; `StageFailed` when too many of its rows failed."""
-    parts = output.found().values()
-    rows, failed = sum(part.rows for part in parts), sum(part.failed for part in parts)
-    lines = failures(output) if failed else []
-    if failed > max_error_rate * rows:
+    """A line for each failed row of an output whose shards all lie there, `MOST_LINES` of them; `StageFailed` when more rows
+    failed than were waived and may fail."""
+    parts = output.found()
+    rows = sum(part.rows for part in parts.values())
+    waivers, lines, counted, example = read_waivers(output), list[str](), 0, ""
+    for number, _, key, error in failed_rows(output, parts):
+        why = waivers.why(key, error)
+        line = f"shard {number}: {key}: {error}" + (f" (waived: {why})" if why is not None else "")
+        if why is None:
+            counted, example = counted + 1, example or line
+        if len(lines) < MOST_LINES:
+            lines.append(line)
+    if counted > max_error_rate * rows:
         raise StageFailed(
-            f"{failed} of {rows} rows failed, more than max_error_rate = {max_error_rate} allows ({lines[0]})",
+            f"{counted} of {rows} rows failed, more than max_error_rate = {max_error_rate} allows ({example})",
             output.where,
-            "Raise resources.max_error_rate to go on without them, or mend the cause and --rebuild; what is done stays done.",
+            "Mend the cause and `sailyard retry`, `sailyard waive` them, or raise resources.max_error_rate; what is done stays "
+            "done.",
         )
     return lines

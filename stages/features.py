@@ -2,34 +2,52 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from schemas import tables
 from schemas.artifact import file_digest
+from schemas.codecs import Basis
 from schemas.config import fingerprint
-from schemas.errors import DataError, NonFinite
-from schemas.features import FeatureSpec
+from schemas.features import CodecName, FeatureSpec
+from schemas.grids import Grid
 from schemas.pictures import decode
 from schemas.storage import Folder
-from schemas.tables import Table
-from stages.base import ABSENT, ErrorClass, Inputs, MapStage, Resources, ShardFunction, Tables, row_error
+from schemas.tables import Table, feature_row
+from stages.base import ABSENT, Inputs, MapStage, Resources, ShardFunction
+from stages.isolate import row_error_of
+from stages.pipeline import Pipeline
+from teachers.base import Teacher
 from teachers.config import TeacherConfig
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+Row = dict[str, Any]
 
 
 class FeaturesStage(MapStage):
-    """`name` is the teacher's name in the config: the column is known by it, and by nothing else, to the student."""
+    """`name` is the column's name in the config: the student knows it by that, and by nothing else. The codecs of principal
+    components need their `basis` as a whole."""
 
     name: str
     teacher: TeacherConfig
+    grid: Grid
+    codec: CodecName = "bf16"
+    seed: int = 0
+
+    @property
+    def spec(self) -> FeatureSpec:
+        return FeatureSpec(
+            teacher=self.name,
+            layer=self.teacher.layer,
+            channels=self.teacher.feature_channels,
+            grid=self.grid,
+            codec=self.codec,
+            seed=self.seed,
+        )
 
     def table(self) -> Table:
-        return tables.features(self.teacher.spec(self.name))
+        return tables.features(self.spec)
 
     def outside(self) -> dict[str, str]:
         return weights_digest(self.teacher)
@@ -38,11 +56,20 @@ class FeaturesStage(MapStage):
         return random_weights_note(self.teacher)
 
     def open(self, resources: Resources, whole: Inputs) -> ShardFunction:
+        """On the CPU the network has the threads, one more does what is around it, and pictures are shown one by one, for the
+        bytes may not follow from the batch. A device leaves the threads to what is around it."""
+        from stages.basis import read_basis
+        from stages.passport import require_same
         from teachers.build import build_teacher
 
-        spec = self.teacher.spec(self.name)
-        teacher = build_teacher(self.teacher, spec, device=resources.device, threads=resources.threads)
-        return lambda inputs: extract(teacher.features, inputs, self.table(), resources.batch)
+        on_cpu = resources.device == "cpu"
+        teacher = build_teacher(self.teacher, resources.device, resources.threads if on_cpu else 1)
+        if "passport" in whole:
+            require_same(whole["passport"], self.teacher, resources, teacher)
+        basis = read_basis(whole["basis"]) if self.spec.components else None
+        batch, threads = (1, 1) if on_cpu else (resources.batch, resources.threads)
+        line = extraction(teacher, self.spec, basis, batch=batch, threads=threads)
+        return lambda inputs: extract(line, inputs["images"], self.table())
 
 
 def weights_digest(teacher: TeacherConfig) -> dict[str, str]:
@@ -63,43 +90,47 @@ def random_weights_note(teacher: TeacherConfig) -> list[str]:
     return [f"the weights of {teacher.kind} are random (seed {teacher.seed}), not trained"] if teacher.is_random else []
 
 
-def extract(features: Callable[[list[np.ndarray]], list[np.ndarray]], inputs: Tables, table: Table, batch: int) -> pa.Table:
-    """One row a picture: its encoded features, or null and the error that kept them from being made."""
-    assert table.spec is not None
-    rows = inputs["images"].to_pylist()
-    images = [row for row in rows if not row["error"]]
-    made = {row["image_key"]: {"image_key": row["image_key"], "error": row["error"]} for row in rows}
-    for start in range(0, len(images), batch):
-        some = images[start : start + batch]
-        encoded = isolate(some, lambda items: _encode(features, items, table.spec))
-        made |= {image["image_key"]: _row(image["image_key"], each) for image, each in zip(some, encoded, strict=True)}
-    return table.rows([made[row["image_key"]] for row in rows])
+def extraction(
+    teacher: Teacher, spec: FeatureSpec, basis: Basis | None, *, batch: int, threads: int
+) -> Pipeline[Row, Any, np.ndarray, Row]:
+    """From rows of IMAGES, whose bytes are still Arrow's, to rows of `features(spec)`."""
+
+    def load(row: Row) -> tuple[Any, Any]:
+        return teacher.prepare(decode(row["bytes"].as_py())), spec.grid_of(row["width"], row["height"])
+
+    def show(loaded: Sequence[tuple[Any, Any]]) -> list[Callable[[], np.ndarray]]:
+        return teacher.show([prepared for prepared, _ in loaded], [grid for _, grid in loaded])
+
+    def keep(row: Row, map_Chw: np.ndarray) -> Row:
+        return feature_row(spec, row["image_key"], map_Chw, basis)
+
+    return Pipeline(load, lambda loaded: loaded[0].shape, show, keep, batch, threads)
 
 
-def _encode(features: Callable[..., list[np.ndarray]], rows: Sequence[dict[str, Any]], spec: FeatureSpec | None) -> list[bytes]:
-    assert spec is not None
-    return [spec.encode(feature) for feature in features([decode(row["bytes"]) for row in rows])]
+def extract(line: Pipeline[Row, Any, np.ndarray, Row], images: pa.Table, table: Table) -> pa.Table:
+    """One row a picture: its stored feature, or null and the error that kept it from being made."""
+    rows = images.select(["image_key", "width", "height", "error"]).to_pylist()
+    good = [row | {"bytes": data} for row, data in zip(rows, images.column("bytes"), strict=True) if not row["error"]]
+    made = iter(line(good))
+    return _table(table, [row if row["error"] else _row(row["image_key"], next(made)) for row in rows])
 
 
-def isolate(items: Sequence[Item], work: Callable[[Sequence[Item]], list[Result]]) -> list[Result | BaseException]:
-    """`work(items)`; where it fails, halved until each guilty item stands alone, with its exception in its place."""
-    try:
-        return list(work(items))
-    except (DataError, NonFinite, RuntimeError, ValueError, MemoryError) as error:
-        if len(items) == 1:
-            return [error]
-    middle = len(items) // 2
-    return isolate(items[:middle], work) + isolate(items[middle:], work)
+def _row(key: str, made: Row | BaseException) -> Row:
+    return {"image_key": key, "error": row_error_of(made)} if isinstance(made, BaseException) else made
 
 
-def error_class(error: BaseException) -> ErrorClass:
-    if isinstance(error, DataError | NonFinite):
-        return "data"
-    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return "capacity" if out_of_memory else "code"
+def _table(table: Table, rows: Sequence[Row]) -> pa.Table:
+    """The rows, whose features are not copied: a shard has gigabytes of them."""
+    names = table.schema.names
+    plain = table.rows([{name: row.get(name) for name in names if name != "feature"} for row in rows])
+    place = table.schema.get_field_index("feature")
+    features = pa.chunked_array([_shared(row.get("feature")) for row in rows], pa.large_binary())
+    return plain.set_column(place, table.schema.field(place), features)
 
 
-def _row(key: str, made: bytes | BaseException) -> dict[str, Any]:
-    if isinstance(made, BaseException):
-        return {"image_key": key, "error": row_error(error_class(made), made)}
-    return {"image_key": key, "feature": made}
+def _shared(stored: bytes | None) -> pa.Array:
+    """An array of this one value, in the memory that it lies in."""
+    if stored is None:
+        return pa.nulls(1, pa.large_binary())
+    ends = pa.py_buffer(np.array([0, len(stored)], np.int64))
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(stored)])

@@ -10,8 +10,10 @@ from schemas import tables
 from schemas.pictures import decode
 from schemas.regions import Rle, Segment
 from schemas.tables import SEGMENTS, Table, revive
-from stages.base import Inputs, MapStage, Resources, ShardFunction, Tables, row_error
-from stages.features import error_class, isolate, random_weights_note, weights_digest
+from stages.base import Inputs, MapStage, Resources, ShardFunction, Tables
+from stages.deadline import heartbeat
+from stages.features import random_weights_note, weights_digest
+from stages.isolate import isolate, row_error_of
 from teachers.config import TeacherConfig
 
 
@@ -68,8 +70,9 @@ def find_segments(find: Callable[..., list[Segment]], inputs: Tables, min_area: 
             rows.append({"image_key": key, "segments": [], "error": error})
             continue
         (found,) = isolate([(image, annotation)], lambda items: [find(*items[0])])
+        heartbeat()
         if isinstance(found, BaseException):
-            rows.append({"image_key": key, "segments": [], "error": row_error(error_class(found), found)})
+            rows.append({"image_key": key, "segments": [], "error": row_error_of(found)})
         else:
             kept = [segment for segment in found if segment.rle.area >= min_area]
             small += len(found) - len(kept)

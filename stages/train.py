@@ -7,12 +7,16 @@ in the store, and a fresh group goes on from the latest whole one. What the loop
 import tempfile
 from concurrent.futures import wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from schemas.artifact import Artifact
+from schemas.cache import Cache
 from schemas.errors import SailyardError, StageFailed
 from schemas.tables import Table
 from stages.base import Inputs, JobStage, Outcome, Progress, Resources, row_error
+from stages.basis import read_basis
+from stages.certificate import demand
 from stages.executor import in_background, start_ray
 from stages.vocabulary import FILE
 from student.config import LossConfig, OptimConfig, StudentConfig
@@ -22,7 +26,8 @@ POLL_SECONDS = 1.0
 
 
 class TrainStage(JobStage):
-    """Inputs: `samples`, `images`, `vocabulary` and a `features/<teacher>` for each teacher of `loss.distillation`."""
+    """Inputs: `samples`, `images`, `vocabulary` and, for each teacher of `loss.distillation`, a `features/<teacher>`, and a
+    `basis/<teacher>` where principal components are stored; and each `certificate/<teacher>` that must be good enough."""
 
     student: StudentConfig
     loss: LossConfig = LossConfig()
@@ -33,6 +38,9 @@ class TrainStage(JobStage):
         return None
 
     def run(self, inputs: Inputs, output: Artifact, resources: Resources, progress: Progress) -> Outcome:
+        for role, certificate in inputs.items():
+            if role.startswith("certificate/"):
+                demand(certificate, self.train.min_gradient_cosine)
         work = TrainWork(self, inputs, output, resources)
         train = _train_here if resources.executor == "local" else _train_on_ray
         return Outcome(train(work, progress))
@@ -58,10 +66,13 @@ class TrainWork:
             samples=inputs["samples"],
             images=inputs["images"],
             features={name: inputs[f"features/{name}"] for name in stage.loss.distillation},
+            bases={name: read_basis(inputs[role]) for name in stage.loss.distillation if (role := f"basis/{name}") in inputs},
             vocabulary=vocabulary,
             config=stage.student,
             split="train",
             cache_bytes=stage.train.cache_bytes,
+            feature_cache=_cache(stage.train),
+            nonmatch=stage.train.nonmatch,
         )
         setup = TrainSetup(
             student=stage.student,
@@ -75,6 +86,11 @@ class TrainWork:
             threads=self.resources.threads,
         )
         return train(setup, self.output.folder, report)
+
+
+def _cache(config: TrainConfig) -> Cache | None:
+    """Where rows of remote features are kept."""
+    return Cache(Path(config.feature_cache), config.feature_cache_bytes) if config.feature_cache else None
 
 
 def _train_here(work: TrainWork, progress: Progress) -> dict[str, Any]:

@@ -67,10 +67,16 @@ def _doublings(config: StudentConfig) -> int:
 
 
 class TeacherLoss(Config):
-    """How one teacher's features are matched: the weight, and the student's tensor that is held against them."""
+    """How one teacher's features are matched: the weight, and the student's tensor that is held against them.
+
+    `space` matters where principal components are stored: the student can be led to the teacher's channels, as the components
+    give them, or to the components themselves, which is cheaper. Of a student's distance to the teacher the components do
+    not see the part that lies beside them; in their own space that part is a constant.
+    """
 
     reads: Literal["patches", "mask_features"]
     weight: float = Field(default=0.5, ge=0)
+    space: Literal["teacher", "components"] = "teacher"
 
 
 class LossConfig(Config):

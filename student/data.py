@@ -2,65 +2,40 @@
 
 Shard k of every artifact holds the same pictures in the same order. That is checked once, when a `Corpus` is opened; after
 that a sample is three numbers (shard, row of the dialogue, row of the picture) and nothing is searched for. Features stay
-in their mapped files until a sample is read.
+in their files until a sample is read.
 
 The position in training is one number, the samples seen so far: `Order` says which sample comes at each position.
 """
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
 from schemas.artifact import Artifact
+from schemas.cache import Cache
+from schemas.codecs import Basis
 from schemas.dialogue import SEG, Sample, Split
 from schemas.errors import BrokenArtifact, DataError
 from schemas.pictures import decode
 from schemas.tables import revive
 from student.config import StudentConfig
+from student.features import Column, FeatureReader, Stored
 from student.sequence import Example, encode
 from student.vocabulary import Vocabulary
 
+FETCHED_AT_ONCE = 16
+KEPT_FOOTERS = 128  # of files of pictures, each a megabyte or two in memory
 ItemT = TypeVar("ItemT")
 MadeT = TypeVar("MadeT")
-
-
-class FeatureReader:
-    """One teacher's feature maps, read straight from the files they lie in (on an object store: from memory)."""
-
-    def __init__(self, artifact: Artifact):
-        if artifact.table is None or artifact.table.spec is None:
-            raise DataError("holds no teacher features", artifact.where)
-        self.spec = artifact.table.spec
-        tables = [artifact.read(number, ["image_key", "feature"]) for number in range(artifact.shards)]
-        self.keys = [table.column("image_key").to_pylist() for table in tables]
-        self.present = [table.column("feature").is_valid().to_numpy() for table in tables]
-        self._bits = [self._mapped(table.column("feature")) for table in tables]
-
-    def _mapped(self, column: pa.ChunkedArray) -> np.ndarray:
-        """(rows, C, h, w) bit patterns, a view of the column's own buffer. A shard is written as one chunk, or none."""
-        if not len(column):
-            return np.zeros((0, *self.spec.shape), "<u2")
-        (chunk,) = column.chunks
-        start, size = chunk.offset * self.spec.row_bytes, len(chunk) * self.spec.row_bytes
-        return np.frombuffer(chunk.buffers()[1], "<u2", size // 2, start).reshape(len(chunk), *self.spec.shape)
-
-    def bits(self, shard: int, row: int) -> np.ndarray:
-        """(C, h, w) uint16 bfloat16 patterns; a view, nothing is copied. Meaningless where `present` is False."""
-        return self._bits[shard][row]
-
-    def read(self, shard: int, row: int) -> Tensor:
-        """(C, h, w) bfloat16, its own memory."""
-        return torch.from_numpy(self._bits[shard][row].copy()).view(torch.bfloat16)
 
 
 class PictureReader:
@@ -68,7 +43,7 @@ class PictureReader:
 
     def __init__(self, images: Artifact, cache_bytes: int):
         self._images, self._capacity, self._used = images, cache_bytes, 0
-        self._footers: dict[int, pq.FileMetaData] = {}
+        self._footers: OrderedDict[int, pq.FileMetaData] = OrderedDict()
         self._cache: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._lock = Lock()
 
@@ -85,11 +60,16 @@ class PictureReader:
         return picture
 
     def _bytes(self, shard: int, row: int) -> bytes:
-        """Each picture is a row group of its own, so one is read without its neighbours. Footers are kept, files are not:
-        a store may have more shards than a process may open."""
-        with self._images.folder.open(self._images.shard_name(shard)) as file:
+        """Each picture is a row group of its own, so one is read without its neighbours. No file stays open: a store may have
+        more shards than a process may open. Of a remote file no more is asked for than is read."""
+        folder = self._images.folder
+        with folder.fs.open(folder.path(self._images.shard_name(shard)), "rb", cache_type="none") as file:
             parquet = pq.ParquetFile(file, metadata=self._footers.get(shard))
-            self._footers[shard] = parquet.metadata
+            with self._lock:
+                self._footers[shard] = parquet.metadata
+                self._footers.move_to_end(shard)
+                while len(self._footers) > KEPT_FOOTERS:
+                    self._footers.popitem(last=False)
             return parquet.read_row_group(row, columns=["bytes"]).column(0)[0].as_py()
 
     def _keep(self, place: tuple[int, int], picture: np.ndarray) -> None:
@@ -104,9 +84,10 @@ class PictureReader:
 class Corpus:
     """The samples of one split, as examples with their picture and the features of every teacher.
 
-    samples, images, features: complete artifacts over the same pictures; BrokenArtifact says where they disagree.
+    samples, images, features: complete artifacts over the same pictures; BrokenArtifact says where they disagree. bases: of
+    the teachers whose principal components are stored. feature_cache: through which features come that are not on a local disk.
     `dropped` counts the samples left out, by reason: the picture or a feature failed, or, in training, the picture is also
-    evaluated on.
+    evaluated on. nonmatch: with "error", what failed is not left out but refused.
     """
 
     def __init__(
@@ -117,23 +98,34 @@ class Corpus:
         features: Mapping[str, Artifact],
         vocabulary: Vocabulary,
         config: StudentConfig,
+        bases: Mapping[str, Basis] | None = None,
         split: Split = "train",
         cache_bytes: int = 256 << 20,
+        feature_cache: Cache | None = None,
+        nonmatch: Literal["error", "skip"] = "skip",
     ):
         self.vocabulary, self.config = vocabulary, config
-        self.features = {name: FeatureReader(artifact) for name, artifact in features.items()}
+        self.features = {name: FeatureReader(artifact, feature_cache) for name, artifact in features.items()}
+        bases = bases or {}
+        self.columns = {name: Column(reader.spec, bases.get(name)) for name, reader in self.features.items()}
         self._pictures = PictureReader(images, cache_bytes)
         self._samples = list(samples.iterate())
         self.dropped: Counter[str] = Counter()
+        self._first_lost = ""
         for artifact in (samples, *features.values()):
             _same_shards(artifact, images)
         heads = [images.read(shard, ["image_key", "error"]) for shard in range(images.shards)]
         for name, reader in self.features.items():
             for shard, head in enumerate(heads):
-                _same_keys(reader.keys[shard], head.column("image_key").to_pylist(), features[name], shard)
+                _same_keys(reader.keys(shard), head.column("image_key").combine_chunks(), features[name], shard)
         leaked = self._evaluated() if split == "train" else set()
         places = [self._places(shard, head, split, leaked, samples) for shard, head in enumerate(heads)]
         self._index = np.concatenate([np.zeros((0, 3), np.int64), *places])
+        if nonmatch == "error" and self._first_lost:
+            what = f"{self.dropped.total() - self.dropped['evaluated']} samples lack something, first the {self._first_lost}"
+            remedy = "`sailyard retry` what failed, or leave the samples out with train.nonmatch = 'skip'."
+            raise DataError(what, samples.where, remedy)
+        self._is_remote = not all(artifact.folder.is_local for artifact in (images, *features.values()))
 
     def __len__(self) -> int:
         return len(self._index)
@@ -143,6 +135,13 @@ class Corpus:
         shard, _, row = self._index[number].tolist()
         features = {name: reader.read(shard, row) for name, reader in self.features.items()}
         return encode_sample(self.vocabulary, self.config, self.sample(number), self.picture(number), features)
+
+    def examples(self, numbers: Sequence[int]) -> list[Example]:
+        """These samples, in order. Of a remote store many are fetched at once: it is slow to answer, not to send."""
+        if not self._is_remote:
+            return [self[number] for number in numbers]
+        with ThreadPoolExecutor(FETCHED_AT_ONCE, thread_name_prefix="fetch") as pool:
+            return list(pool.map(self.__getitem__, numbers))
 
     def sample(self, number: int) -> Sample:
         shard, row, _ = self._index[number].tolist()
@@ -167,20 +166,26 @@ class Corpus:
         places = []
         for number, (key, its_split) in enumerate(zip(keys, self._samples[shard].column("split").to_pylist(), strict=True)):
             if its_split == split:
-                reason = self._unusable(shard, row_of[key], failed) or ("evaluated" if key in leaked else "")
+                reason = "evaluated" if key in leaked else self._unusable(shard, row_of[key], failed)
                 self.dropped.update([reason] if reason else [])
                 places += [] if reason else [(shard, number, row_of[key])]
+                if reason not in ("", "evaluated"):
+                    self._first_lost = self._first_lost or f"{reason} of {key} in shard {shard}, row {row_of[key]}"
         return np.array(places, np.int64).reshape(-1, 3)
 
     def _unusable(self, shard: int, row: int, failed: np.ndarray) -> str:
         """Which of the picture and its features is not there; empty when all are."""
         if failed[row]:
             return "picture"
-        return next((name for name, reader in self.features.items() if not reader.present[shard][row]), "")
+        return next((name for name, reader in self.features.items() if not reader.is_present(shard, row)), "")
 
 
 def encode_sample(
-    vocabulary: Vocabulary, config: StudentConfig, sample: Sample, image_HWC: np.ndarray, features: dict[str, Any] | None = None
+    vocabulary: Vocabulary,
+    config: StudentConfig,
+    sample: Sample,
+    image_HWC: np.ndarray,
+    features: Mapping[str, Stored] | None = None,
 ) -> Example:
     """The whole dialogue, its answers supervised."""
     return encode(
@@ -219,15 +224,15 @@ def _same_shards(artifact: Artifact, images: Artifact) -> None:
         raise BrokenArtifact(what, artifact.where, "Make it again from these pictures.")
 
 
-def _same_keys(keys: list[str], expected: list[str], artifact: Artifact, shard: int) -> None:
+def _same_keys(keys: pa.StringArray, expected: pa.StringArray, artifact: Artifact, shard: int) -> None:
     """Refuse a feature shard that is not row for row about the pictures of the shard."""
     if len(keys) != len(expected):
         what = f"shard {shard} has {len(keys)} rows, the pictures {len(expected)}"
         raise BrokenArtifact(what, artifact.where, "Run `sailyard verify`.")
-    for row, (key, wanted) in enumerate(zip(keys, expected, strict=True)):
-        if key != wanted:
-            what = f"shard {shard}, row {row} is of picture {key}, the pictures have {wanted} there"
-            raise BrokenArtifact(what, artifact.where, "Run `sailyard verify`.")
+    if not keys.equals(expected):
+        row = pc.index(pc.equal(keys, expected), False).as_py()
+        what = f"shard {shard}, row {row} is of picture {keys[row]}, the pictures have {expected[row]} there"
+        raise BrokenArtifact(what, artifact.where, "Run `sailyard verify`.")
 
 
 def _in_order(keys: list[str], row_of: Mapping[str, int], samples: Artifact, shard: int) -> None:

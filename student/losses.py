@@ -3,11 +3,12 @@
 Sums and the 1e-4 terms are the reference's: they matter at a tolerance of 1e-5. Where its per-micro-batch rules assume one
 sample, the rule here is per sample: a sample with masks has its text loss scaled, its neighbours have not.
 
-Shapes: S supervised tokens, n masks, P points, G samples of one size, C teacher channels, h×w the student's grid.
+Shapes: S supervised tokens, n masks or cells of a grid, P points, G samples of one size, K channels of the student, C of the
+teacher, h×w the student's grid.
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from schemas.errors import ConfigError, DataError
 from student.config import LossConfig, StudentConfig
+from student.features import Column, Stored, Target
 from student.model import Output
 from student.sequence import IGNORED, Batch
 
@@ -26,17 +28,19 @@ ItemT = TypeVar("ItemT")
 class Distillation(nn.Module):
     """One linear a teacher, from the student's tensor into the teacher's space; trained and resumed, never released."""
 
-    def __init__(self, student: StudentConfig, config: LossConfig, channels: Mapping[str, int]):
-        """channels: teacher -> C, from its feature table."""
+    def __init__(self, student: StudentConfig, config: LossConfig, columns: Mapping[str, Column]):
+        """columns: what is stored of each teacher."""
         super().__init__()
         self.teachers = config.distillation
-        unknown = sorted(self.teachers.keys() ^ channels.keys())
+        unknown = sorted(self.teachers.keys() ^ columns.keys())
         if unknown:
             raise ConfigError(
                 "a teacher needs both a loss and a feature table", ", ".join(unknown), "Name it in both, or in neither."
             )
+        self.targets = nn.ModuleDict({name: Target(columns[name], loss.space) for name, loss in self.teachers.items()})
         widths = {"patches": student.hidden, "mask_features": student.mask_dim}
-        self.into = nn.ModuleDict({name: nn.Linear(widths[loss.reads], channels[name]) for name, loss in self.teachers.items()})
+        linears = {name: nn.Linear(widths[loss.reads], self.targets[name].channels) for name, loss in self.teachers.items()}
+        self.into = nn.ModuleDict(linears)
 
     @property
     def reads_mask_features(self) -> bool:
@@ -54,9 +58,16 @@ class Distillation(nn.Module):
             return sum(parameter.float().sum() for parameter in into.parameters()) * 0.0
         student = [_student_map(self.teachers[name].reads, output, batch, i) for i in shown]
         teacher = [batch.features[i][name] for i in shown]
-        groups = _grouped(zip(student, teacher, strict=True), lambda pair: (pair[0].shape, pair[1].shape))
-        total = sum(_squared(into, *map(torch.stack, zip(*group, strict=True))) for group in groups)
+        groups = _grouped(zip(student, teacher, strict=True), lambda pair: (pair[0].shape, pair[1].form))
+        total = sum(self._squared(name, *zip(*group, strict=True)) for group in groups)
         return total / (len(shown) + EPSILON)
+
+    def _squared(self, name: str, student: Sequence[Tensor], teacher: Sequence[Stored]) -> Tensor:
+        """Sum over pictures of one size of their mean squared distance."""
+        target, student_GhwK = self.targets[name], torch.stack(list(student))
+        student_GnK = target.places(student_GhwK, teacher)
+        made_GnC = self.into[name](student_GnK.float()).float()
+        return target.share * F.mse_loss(made_GnC, target(teacher, student_GhwK.shape[1:3])) * len(student)
 
 
 def _student_map(reads: str, output: Output, batch: Batch, i: int) -> Tensor:
@@ -65,13 +76,6 @@ def _student_map(reads: str, output: Output, batch: Batch, i: int) -> Tensor:
     if found is None:
         raise DataError(f"teacher features but no {reads}", f"sample {batch.sample_ids[i]}", "Is its picture missing?")
     return found if reads == "patches" else found.permute(1, 2, 0)
-
-
-def _squared(into: nn.Linear, student_GhwK: Tensor, teacher_GCyx: Tensor) -> Tensor:
-    """Sum over G of the mean squared distance, the teacher resized to the student's grid."""
-    size = student_GhwK.shape[1:3]
-    target_GChw = F.interpolate(teacher_GCyx.float(), size=size, mode="bilinear", align_corners=False)
-    return F.mse_loss(into(student_GhwK.float()).float(), target_GChw.permute(0, 2, 3, 1)) * len(student_GhwK)
 
 
 def losses(

@@ -6,23 +6,10 @@ Shapes: H, W pixels; h, w patch rows and columns; p patch side. Sizes are (width
 import numpy as np
 from PIL import Image
 
+from schemas.grids import patched_size
+
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 DEVIATION = np.array((0.229, 0.224, 0.225), np.float32)
-
-
-def student_size(width: int, height: int, patch: int, max_side: int) -> tuple[int, int]:
-    """(width, height) after the resize: the longer side up to whole patches but at most `max_side`, the other in ratio.
-
-    Both are multiples of `patch` and at least one patch; nothing else is ever enlarged.
-    """
-    long, short = max(width, height), min(width, height)
-    new_long = min(_whole(long, patch), max_side)
-    new_short = max(_whole(new_long * short // long, patch), patch)
-    return (new_long, new_short) if width >= height else (new_short, new_long)
-
-
-def _whole(side: int, patch: int) -> int:
-    return -(-side // patch) * patch
 
 
 def patches_of(image_HWC: np.ndarray, patch: int, max_side: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -31,7 +18,7 @@ def patches_of(image_HWC: np.ndarray, patch: int, max_side: int) -> tuple[np.nda
     Patches run along the rows of the grid; within a patch the order is channel, row, column. Values are ImageNet-normalised.
     """
     height, width = image_HWC.shape[:2]
-    size = student_size(width, height, patch, max_side)
+    size = patched_size(width, height, patch, max_side)
     picture = Image.fromarray(image_HWC).resize(size, Image.Resampling.BILINEAR)
     pixels_HWC = (np.asarray(picture, np.float32) / 255 - MEAN) / DEVIATION
     w, h = size[0] // patch, size[1] // patch

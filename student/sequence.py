@@ -10,7 +10,7 @@ The n-th [SEG] of the answers stands for the n-th mask.
 Shapes: B samples, L tokens, N patches of all samples, P numbers a patch, n masks of a sample, C feature channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from schemas.errors import DataError
 from student.config import StudentConfig
+from student.features import Stored
 from student.pixels import patches_of, prompt_patches
 from student.vocabulary import Vocabulary
 
@@ -34,7 +35,7 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class Example:
-    """One encoded sample, in numpy; masks and features keep their own sizes.
+    """One encoded sample, in numpy; masks and features keep their own sizes, and features are as they are stored.
 
     `dropped` counts the turns that `max_length` left out; their masks are left out with them.
     """
@@ -48,7 +49,7 @@ class Example:
     patches_NP: np.ndarray
     grid: Grid | None
     masks_nHW: np.ndarray
-    features: dict[str, Any] = field(default_factory=dict)
+    features: Mapping[str, Stored] = field(default_factory=dict)
     dropped: int = 0
 
 
@@ -60,7 +61,7 @@ def encode(
     image: np.ndarray | None = None,
     prompts: Sequence[tuple[int, np.ndarray]] = (),
     masks: Any = (),
-    features: dict[str, Any] | None = None,
+    features: Mapping[str, Stored] | None = None,
     sample_id: str = "",
     prefix_answer: str | None = None,
 ) -> Example:
@@ -68,7 +69,7 @@ def encode(
 
     turns: (question, answer) pairs; the last answer is None where the student is to give it, and `prefix_answer` then
         stands at its beginning, unsupervised. image: HWC uint8 RGB. prompts: (number k, HW bool mask) at the image's size.
-    masks: n HW bool arrays at the image's size, one for each [SEG] of the answers, in order. features: teacher -> (C, h, w).
+    masks: n HW bool arrays at the image's size, one for each [SEG] of the answers, in order. features: by teacher.
     Raises DataError where [SEG] and masks differ in number, a prompt marks nothing, or the first turn is too long.
     """
     patches_NP, grid = np.zeros((0, 3 * config.patch**2), np.float32), None
@@ -180,7 +181,7 @@ def _prompt_index(prompts: Sequence[tuple[int, np.ndarray]], grid: Grid, config:
 class Batch:
     """Samples side by side, padded on the right; patches of all samples in one list, which `patch_index_BL` points into.
 
-    Per sample: `grids` (h, w) or None, `masks` (n, H, W) bool, `features` teacher -> (C, h, w).
+    Per sample: `grids` (h, w) or None, `masks` (n, H, W) bool, `features` by teacher.
     """
 
     sample_ids: tuple[str, ...]
@@ -193,7 +194,7 @@ class Batch:
     patches_NP: Tensor
     grids: tuple[Grid | None, ...]
     masks: tuple[Tensor, ...]
-    features: tuple[dict[str, Tensor], ...]
+    features: tuple[Mapping[str, Stored], ...]
     dropped: int = 0
 
     @property
@@ -209,6 +210,8 @@ class Batch:
 def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
+    if isinstance(value, Stored):
+        return value.to(device)
     if isinstance(value, tuple):
         return tuple(_moved(item, device) for item in value)
     if isinstance(value, dict):
@@ -234,14 +237,9 @@ def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:
         patches_NP=torch.from_numpy(np.concatenate([example.patches_NP for example in examples])),
         grids=tuple(example.grid for example in examples),
         masks=tuple(torch.from_numpy(example.masks_nHW) for example in examples),
-        features=tuple(_tensors(example.features) for example in examples),
+        features=tuple(example.features for example in examples),
         dropped=sum(example.dropped for example in examples),
     )
-
-
-def _tensors(features: dict[str, Any]) -> dict[str, Tensor]:
-    """Features as tensors; numpy is copied, because a memory-mapped array is read-only and a tensor must not be."""
-    return {name: feature if isinstance(feature, Tensor) else torch.tensor(feature) for name, feature in features.items()}
 
 
 def _padded(arrays: Sequence[np.ndarray], value: int) -> Tensor:

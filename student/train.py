@@ -216,7 +216,7 @@ def _pieces(setup: TrainSetup) -> Callable[[int], list[Piece]]:
         places = range(rank * each, (rank + 1) * each)
         starts = [number * config.batch + place * config.micro_batch for place in places]
         chosen = [order.between(start, start + config.micro_batch) for start in starts]
-        batches = [collate([corpus[i] for i in samples], setup.vocabulary.end_of_text) for samples in chosen]
+        batches = [collate(corpus.examples(samples), setup.vocabulary.end_of_text) for samples in chosen]
         return list(zip(places, batches, strict=True))
 
     return pieces
@@ -224,10 +224,9 @@ def _pieces(setup: TrainSetup) -> Callable[[int], list[Piece]]:
 
 def _distillation(setup: TrainSetup) -> Distillation:
     """The linears into the teachers' spaces; torch draws them from its global state, so that is set aside meanwhile."""
-    channels = {name: reader.spec.channels for name, reader in setup.corpus.features.items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(setup.train.seed)
-        return Distillation(setup.student, setup.loss, channels)
+        return Distillation(setup.student, setup.loss, setup.corpus.columns)
 
 
 def _generator(device: str, *seeds: int) -> torch.Generator:

@@ -11,7 +11,10 @@ class TrainConfig(Config):
     """`batch` samples move the weights once, on however many workers; they go through the student `micro_batch` at a time.
 
     A micro-batch is the piece that workers share out and the unit of random numbers, so the number of workers changes
-    neither the samples nor the points at which masks are compared.
+    neither the samples nor the points at which masks are compared. Features whose certificate lies under
+    `min_gradient_cosine` are refused. Samples whose picture or feature failed, and was let pass, are skipped and counted, or
+    with `nonmatch = "error"` refused. Features that are not on a local disk are kept in the local folder `feature_cache`, at
+    most `feature_cache_bytes` of them; without a folder they are fetched each time.
     """
 
     steps: int = Field(default=1000, ge=1)
@@ -19,12 +22,16 @@ class TrainConfig(Config):
     micro_batch: int = Field(default=4, ge=1)
     seed: int = Field(default=0, ge=0)
     precision: Literal["float32", "bfloat16"] = "float32"
+    nonmatch: Literal["error", "skip"] = "skip"
     checkpoint_every: int = execution(500, ge=1)
     keep: int = execution(2, ge=1)
     log_every: int = execution(10, ge=1)
     ahead: int = execution(2, ge=1)
     readers: int = execution(1, ge=1)
     cache_bytes: int = execution(256 << 20, ge=0)
+    feature_cache: str | None = execution(None)
+    feature_cache_bytes: int = execution(64 << 30, ge=0)
+    min_gradient_cosine: float = execution(0.99, ge=-1, le=1)
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> Self:

@@ -1,20 +1,32 @@
 """What a teacher is to the rest of the house: an image in, numpy out, no torch in sight.
 
-Images are HWC uint8 RGB, maps are CHW float32, masks are bool HW at the size of their image.
+Images are HWC uint8 RGB, maps are CHW float32, masks are bool HW at the size of their image. A grid is (height, width).
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+Grid = tuple[int, int]
+
 
 class Teacher(Protocol):
-    """A frozen network whose inner maps a student learns from."""
+    """A frozen network whose inner maps a student learns from. `features` is `prepare` and `show`, one image at a time."""
 
-    def features(self, images: list[np.ndarray]) -> list[np.ndarray]:
-        """One map an image, in order, on the grid of the teacher's `FeatureSpec`; an image's map is its own whoever
-        stands beside it in the list."""
+    def prepare(self, image: np.ndarray) -> Any:
+        """What `show` takes of an image, and whose `shape` those that are shown together share. Threads may call it at once."""
+        ...
+
+    def show(self, prepared: Sequence[Any], grids: Sequence[Grid | None]) -> list[Callable[[], np.ndarray]]:
+        """For each image what waits for its map and gives it. The last bits of a map may depend on who is shown with it."""
+        ...
+
+    def features(self, images: Sequence[np.ndarray], grids: Sequence[Grid | None]) -> list[np.ndarray]:
+        """One map an image, in order, resized to its grid, or as the network made it where the grid is None; an image's map
+        is its own whoever stands beside it in the list."""
         ...
 
 

@@ -1,25 +1,40 @@
 """From a config to the network that it describes: the only way into the files that import torch."""
 
+from typing import TYPE_CHECKING
+
 from schemas.errors import ConfigError
-from schemas.features import FeatureSpec
 from teachers.base import Segmenter, Teacher
-from teachers.config import Mask2FormerConfig, Sam2Config, TeacherConfig
+from teachers.config import TeacherConfig
+from teachers.mask2former.config import Mask2FormerConfig
+from teachers.radio.config import RadioConfig
+from teachers.sam2.config import Sam2Config
+
+if TYPE_CHECKING:
+    from teachers.extract import Network
 
 
-def build_teacher(config: TeacherConfig, spec: FeatureSpec, device: str = "cpu", threads: int = 1) -> Teacher:
-    """The teacher whose features fill `spec`; `threads` is set for this whole process."""
-    if spec.channels != config.channels:
-        raise ConfigError(f"the teacher has {config.channels} channels, the spec {spec.channels}", spec.teacher)
+def build_teacher(config: TeacherConfig, device: str = "cpu", threads: int = 1) -> Teacher:
+    """The teacher that gives maps; `threads` is set for this whole process."""
+    from teachers.extract import Extractor
+
     _set_threads(threads)
+    return Extractor(_network(config, device), config.dtype, device)
+
+
+def _network(config: TeacherConfig, device: str) -> "Network":
     match config:
         case Sam2Config():
-            from teachers.sam2 import Sam2Teacher
+            from teachers.sam2.network import Sam2Features
 
-            return Sam2Teacher(config, spec, device)
+            return Sam2Features(config, device)
         case Mask2FormerConfig():
-            from teachers.mask2former import Mask2FormerTeacher
+            from teachers.mask2former.network import Mask2FormerFeatures
 
-            return Mask2FormerTeacher(config, spec, device)
+            return Mask2FormerFeatures(config, device)
+        case RadioConfig():
+            from teachers.radio.network import RadioFeatures
+
+            return RadioFeatures(config, device)
 
 
 def build_segmenter(config: TeacherConfig, device: str = "cpu", threads: int = 1) -> Segmenter:
@@ -27,13 +42,15 @@ def build_segmenter(config: TeacherConfig, device: str = "cpu", threads: int = 1
     _set_threads(threads)
     match config:
         case Sam2Config():
-            from teachers.sam2 import Sam2Segmenter
+            from teachers.sam2.segmenter import Sam2Segmenter
 
             return Sam2Segmenter(config, device)
         case Mask2FormerConfig():
-            from teachers.mask2former import Mask2FormerSegmenter
+            from teachers.mask2former.segmenter import Mask2FormerSegmenter
 
             return Mask2FormerSegmenter(config, device)
+        case RadioConfig():
+            raise ConfigError("RADIO finds no regions, it gives features only", "kind = radio", "Choose sam2 or mask2former.")
 
 
 def _set_threads(threads: int) -> None:

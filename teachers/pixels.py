@@ -22,18 +22,18 @@ def require_rgb(image: np.ndarray) -> None:
 def to_unit(image: np.ndarray) -> Tensor:
     """(1, 3, H, W) float32 in 0..1."""
     require_rgb(image)
-    return torch.tensor(image).permute(2, 0, 1)[None].to(torch.float32).div(255)
+    return torch.tensor(image).permute(2, 0, 1)[None].to(torch.float32).div_(255)
 
 
 def normalise(unit_NCHW: Tensor) -> Tensor:
     """Minus ImageNet's mean, over its standard deviation."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return (unit_NCHW - mean) / std
+    return (unit_NCHW - mean).div_(std)
 
 
-def to_grid(map_1CHW: Tensor, grid: tuple[int, int]) -> np.ndarray:
+def to_grid(map_1CHW: Tensor, grid: tuple[int, int] | None) -> np.ndarray:
     """The map (C, *grid) float32: bilinear, align_corners False, no antialias, as the student would resize it."""
-    return resize(map_1CHW.float(), grid)[0].cpu().numpy()
+    return (map_1CHW.float() if grid is None else resize(map_1CHW.float(), grid))[0].cpu().numpy()
 
 
 def resize(values_NCHW: Tensor, size: tuple[int, int]) -> Tensor:

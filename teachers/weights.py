@@ -1,8 +1,8 @@
 """Where a teacher's numbers come from: a published folder, an official checkpoint, or a seed; and their digest.
 
     weights = "random"       a function of the seed, the same in every process
-    a folder                 Hugging Face layout: config.json and safetensors
-    a `.pt` file             the official SAM 2 checkpoint, its names mapped to those of transformers
+    a folder                 Hugging Face layout: config.json, and safetensors or (older) `pytorch_model.bin`
+    a file                   a checkpoint as its authors published it, its names mapped to those of transformers
 
 A checkpoint must fit its network exactly: a tensor too few, too many or of another shape is an error that names it.
 """
@@ -11,6 +11,7 @@ import hashlib
 import json
 import pickle
 import re
+import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,46 +26,9 @@ from schemas.errors import ConfigError, DataError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-MLP3 = r"(iou_prediction_head|pred_obj_score_head|output_hypernetworks_mlps\.\d+)\.layers"
-OFFICIAL_TO_HF = [
-    (r"^image_encoder\.trunk\.", "vision_encoder.backbone."),
-    (r"^image_encoder\.neck\.", "vision_encoder.neck."),
-    (r"^sam_prompt_encoder\.", "prompt_encoder."),
-    (r"^sam_mask_decoder\.", "mask_decoder."),
-    (r"^no_mem_embed$", "no_memory_embedding"),
-    (r"patch_embed\.proj\.", "patch_embed.projection."),
-    (r"neck\.convs\.(\d+)\.conv\.", r"neck.convs.\1."),
-    (r"pe_layer\.positional_encoding_gaussian_matrix$", "shared_embedding.positional_embedding"),
-    (r"mask_downscaling\.0\.", "mask_embed.conv1."),
-    (r"mask_downscaling\.1\.", "mask_embed.layer_norm1."),
-    (r"mask_downscaling\.3\.", "mask_embed.conv2."),
-    (r"mask_downscaling\.4\.", "mask_embed.layer_norm2."),
-    (r"mask_downscaling\.6\.", "mask_embed.conv3."),
-    (r"output_upscaling\.0\.", "upscale_conv1."),
-    (r"output_upscaling\.1\.", "upscale_layer_norm."),
-    (r"output_upscaling\.3\.", "upscale_conv2."),
-    (r"\.norm(\d|_final_attn)\.", r".layer_norm\1."),
-    (r"\.out_proj\.", ".o_proj."),
-    (rf"{MLP3}\.0\.", r"\1.proj_in."),
-    (rf"{MLP3}\.1\.", r"\1.layers.0."),
-    (rf"{MLP3}\.2\.", r"\1.proj_out."),
-    (r"\.mlp\.layers\.0\.", ".mlp.proj_in."),
-    (r"\.mlp\.layers\.1\.", ".mlp.proj_out."),
-]
-# Memory and object pointers, under the names of both; the image model has no use for them.
-VIDEO_ONLY = (
-    r"^(memory_|maskmem_tpos_enc|mask_downsample\.|obj_ptr_|no_obj_|no_mem_pos_enc|object_pointer_proj\.|no_object_pointer|"
-    r"no_memory_positional_encoding|temporal_positional_encoding_projection_layer\.|occlusion_spatial_embedding_parameter)"
-)
-# transformers 5 renamed Swin's parts; the published checkpoints keep the older names.
-PUBLISHED_TO_SWIN = [
-    (r"(pixel_level_module\.encoder)\.(encoder|embeddings)\.", r"\1.swin.\2."),
-    (r"attention\.self\.(q|k|v)(uery|ey|alue)\.", r"attention.\1_proj."),
-    (r"attention\.self\.relative_position_bias_table$", "attention.relative_position_bias.relative_position_bias_table"),
-    (r"attention\.output\.dense\.", "attention.o_proj."),
-    (r"intermediate\.dense\.", "mlp.fc1."),
-    (r"output\.dense\.", "mlp.fc2."),
-]
+# What torch's safe loader is known to raise on damaged and on hostile files.
+_ON_READING = (pickle.UnpicklingError, struct.error, EOFError, OSError, RuntimeError)
+_DAMAGE = (*_ON_READING, ValueError, LookupError, TypeError, AttributeError, AssertionError)
 
 
 def seeded(build: Callable[[], ModuleT], seed: int, gain: float) -> ModuleT:
@@ -96,7 +60,10 @@ def frozen(model: ModuleT) -> ModuleT:
 def locate(weights: str, folder: str | None) -> Path:
     """Where the files of `weights` lie. Nothing is downloaded: a run must not depend on what a name means today."""
     if folder is None:
-        remedy = f"Run `hf download {weights} --local-dir DIR` and set `folder` to DIR in the teacher's config."
+        remedy = (
+            f"Run `hf download {weights} --local-dir DIR`, or fetch the file that the authors published, "
+            "and set `folder` to it in the teacher's config."
+        )
         raise ConfigError("a teacher with published weights needs their `folder`", weights, remedy)
     if not Path(folder).exists():
         raise DataError(f"no weights of {weights} here", folder, "Correct `folder` in the teacher's config.")
@@ -123,42 +90,42 @@ def require_architecture(asked: dict[str, Any], found: dict[str, Any], folder: P
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """The tensors of every safetensors file of a folder."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    """The tensors of every safetensors file of a folder; of its `pytorch_model*.bin` files where it has only those."""
+    if files := sorted(folder.glob("*.safetensors")):
+        parts = [_read_safetensors(file) for file in files]
+    elif files := sorted(folder.glob("pytorch_model*.bin")):
+        parts = [_tensors(_read_torch(file), file, "a published file holds tensors") for file in files]
+    else:
         raise DataError("no safetensors file here", str(folder), "Check `folder` in the teacher's config.")
-    state: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            state |= load_file(file)
-        except SafetensorError as error:
-            raise DataError(f"not a safetensors file: {error}", str(file)) from None
-    return state
+    return {name: tensor for part in parts for name, tensor in part.items()}
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise DataError(f"not a safetensors file: {error}", str(file)) from None
 
 
 def read_official(path: Path) -> dict[str, Tensor]:
-    """The tensors of an official `.pt` file, read without running any code that it may carry."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"not a checkpoint of plain tensors: {reason}", str(path)) from None
+    """The tensors under "model" of a `.pt` or `.pth` file, read without running any code that it may carry."""
+    content = _read_torch(path)
     state = content.get("model") if isinstance(content, dict) else None
+    return _tensors(state, path, "an official checkpoint holds its tensors under 'model'")
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGE as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DataError(f"not a checkpoint of plain tensors: {reason}", str(path)) from None
+
+
+def _tensors(state: Any, path: Path, expected: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DataError("an official SAM 2 checkpoint holds its tensors under 'model', this one does not", str(path))
+        raise DataError(f"{expected}, this one does not", str(path))
     return state
-
-
-def from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The image model's tensors under the names of transformers."""
-    named = renamed(state, OFFICIAL_TO_HF)
-    points = [f"prompt_encoder.point_embeddings.{index}.weight" for index in range(4)]
-    if all(name in named for name in points):
-        named["prompt_encoder.point_embed.weight"] = torch.cat([named.pop(name) for name in points])
-    position = "shared_embedding.positional_embedding"
-    if f"prompt_encoder.{position}" in named:
-        named["shared_image_embedding.positional_embedding"] = named[f"prompt_encoder.{position}"]
-    return named
 
 
 def renamed(state: dict[str, Tensor], patterns: Iterable[tuple[str, str]]) -> dict[str, Tensor]:

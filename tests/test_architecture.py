@@ -20,7 +20,9 @@ HOMES = {
     "ray": ("stages/executor.py", "stages/train.py"),
     "apache_beam": ("stages/pool.py", "stages/annotations.py"),
     "torch": ("teachers/", "student/"),
-    "transformers": ("teachers/sam2.py", "teachers/mask2former.py"),
+    "transformers": ("teachers/sam2/", "teachers/mask2former/", "teachers/radio/"),
+    "detectron2": ("teachers/mask2former/detectron.py",),
+    "mask2former": ("teachers/mask2former/detectron.py",),
     "nltk": ("student/metrics/caption.py",),
 }
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))

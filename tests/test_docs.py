@@ -78,7 +78,8 @@ def test_commands_on_pages_have_such_options(page: Path, line: str):
 def test_files_on_pages_import_what_there_is(page: Path, block: str):
     new = set(re.findall(r"^ *(?:class )?(\w+)(?:\(Config\):| = Table\()", page.read_text(), re.MULTILINE))
     for node in ast.walk(ast.parse(block)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ROOMS.split("|"):
+        known = isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ROOMS.split("|")
+        if known and "dinov2" not in node.module:  # the folder that the example makes
             assert {alias.name for alias in node.names} - new <= names_in(ROOT / node.module.replace(".", "/"))
 
 

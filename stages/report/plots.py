@@ -1,7 +1,7 @@
 """Line plots and bars as inline SVG and HTML. Colours are the page's CSS variables, so they follow light and dark."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -10,6 +10,7 @@ import numpy as np
 WIDTH, HEIGHT = 340, 176
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
 MOST_POINTS = 400
+NAME_WIDTH, NAME_HEIGHT = 70, 10
 LOG_FROM = 8.0  # a smoothed curve that spans this factor is drawn on a log scale
 
 
@@ -48,6 +49,34 @@ def curve(steps: np.ndarray, values: np.ndarray, level: Level | None = None, lab
     parts.append(f'<path class="smooth" d="{_path(x, y_of(smooth))}"/>')
     parts.append(f'<circle class="end" cx="{x[-1]:.1f}" cy="{float(y_of(smooth[-1])):.1f}" r="3"/>')
     parts += [_level(level, float(y_of(level.value)), float(y_of(smooth[-1])))] if level else []
+    return f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A named point of a scatter plot; `strong` sets it off from the others."""
+
+    x: float
+    y: float
+    name: str
+    strong: bool = False
+
+
+def scatter(dots: Sequence[Dot], label: str, say: Callable[[float], str]) -> str:
+    """The points, named as long as there is room, both axes logarithmic; `say` writes a number of the horizontal one."""
+    xs, ys = np.array([dot.x for dot in dots]), np.array([dot.y for dot in dots])
+    across, axis = (_Axis(float(each.min()) / 2, float(each.max()) * 2, True) for each in (xs, ys))
+    x = LEFT + across.unit(xs) * (WIDTH - LEFT - RIGHT)
+    y = HEIGHT - BOTTOM - axis.unit(ys) * (HEIGHT - TOP - BOTTOM)
+    parts, named = [_grid(axis, across, say)], []
+    for dot, left, top in sorted(zip(dots, x, y, strict=True), key=lambda item: not item[0].strong):
+        kind, radius = ("end", 4) if dot.strong else ("dot", 3)
+        parts.append(f'<circle class="{kind}" cx="{left:.1f}" cy="{top:.1f}" r="{radius}"/>')
+        if all(abs(left - other) > NAME_WIDTH or abs(top - height) > NAME_HEIGHT for other, height in named):
+            named.append((left, top))
+            offset, anchor = (-7, "end") if left > WIDTH * 0.6 else (7, "start")
+            place = f'x="{left + offset:.1f}" y="{top + 3.5:.1f}" text-anchor="{anchor}"'
+            parts.append(f'<text class="tick" {place}>{escape(dot.name)}</text>')
     return f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
 
 
@@ -96,18 +125,22 @@ def short(value: float) -> str:
     return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e").replace(".0e", "e")
 
 
-def _grid(axis: _Axis, across: _Axis) -> str:
+def _grid(axis: _Axis, across: _Axis, say: Callable[[float], str] = "{:,.0f}".format) -> str:
     parts = []
-    for value in log_ticks(axis.low, axis.high) if axis.log else linear_ticks(axis.low, axis.high):
+    for value in _ticks(axis):
         y = HEIGHT - BOTTOM - float(axis.unit(np.asarray(value))) * (HEIGHT - TOP - BOTTOM)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{short(value)}</text>')
-    for value in (tick for tick in linear_ticks(across.low, across.high) if tick == round(tick)):
+    for value in (tick for tick in _ticks(across) if across.log or tick == round(tick)):
         x = LEFT + float(across.unit(np.asarray(value))) * (WIDTH - LEFT - RIGHT)
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 7}" text-anchor="middle">{value:,.0f}</text>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 7}" text-anchor="middle">{say(value)}</text>')
     base = HEIGHT - BOTTOM
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
     return "".join(parts)
+
+
+def _ticks(axis: _Axis) -> list[float]:
+    return log_ticks(axis.low, axis.high) if axis.log else linear_ticks(axis.low, axis.high)
 
 
 def _level(level: Level, y: float, end: float) -> str:

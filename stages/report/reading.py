@@ -104,10 +104,12 @@ def _row(shard: pq.ParquetFile, number: int, column: str) -> Any:
 
 
 def feature(artifact: Artifact, spot: Spot) -> np.ndarray | None:
-    """A teacher's map (channels, height, width) of one picture, None where it has none."""
-    row = row_at(artifact, spot, ["feature"])
+    """A teacher's map (channels or principal components, height, width) of one picture; None where it has none, or where only
+    places of it are stored."""
     assert artifact.table is not None and artifact.table.spec is not None, f"{artifact.where} holds no features"
-    return artifact.table.spec.decode(row["feature"]) if row else None
+    row = row_at(artifact, spot, ["feature", "height", "width"])
+    found = artifact.table.spec.decode(row["feature"], row["height"], row["width"]) if row else None
+    return found if found is not None and found.ndim == 3 else None
 
 
 def read_predictions(artifact: Artifact) -> list[Prediction]:

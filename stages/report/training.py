@@ -87,7 +87,8 @@ def variance(features: Artifact) -> float | None:
             flat_Cn = feature_CHW.reshape(len(feature_CHW), -1).astype(np.float64)
             sums_C, squares_C = sums_C + flat_Cn.sum(axis=1), squares_C + (flat_Cn**2).sum(axis=1)
             count += flat_Cn.shape[1]
-    return float((squares_C / count - (sums_C / count) ** 2).mean()) if count else None
+    channels = features.table.spec.channels if features.table and features.table.spec else 1
+    return float((squares_C / count - (sums_C / count) ** 2).sum() / channels) if count else None
 
 
 def loss_weights(identity: Mapping[str, Any]) -> dict[str, float]:

@@ -4,6 +4,8 @@ from stages.base import Progress
 from stages.report.curves import curves
 from stages.report.evidence import Report
 from stages.report.examples import sheets
+from stages.report.fidelity import fidelity
+from stages.report.foretold import foretold
 from stages.report.material import data, prompts, teachers
 from stages.report.page import document
 from stages.report.provenance import lineage
@@ -14,8 +16,10 @@ SECTIONS = (
     ("training", "Training", curves),
     ("examples", "Examples", sheets),
     ("teachers", "What the teachers see", teachers),
+    ("fidelity", "What storing them costs", fidelity),
     ("prompts", "Visual prompts", prompts),
     ("data", "The data", data),
+    ("foretold", "Plan and actual", foretold),
     ("lineage", "Lineage", lineage),
 )
 

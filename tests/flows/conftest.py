@@ -15,6 +15,8 @@ source.evaluation = 2
 pool.shards = 2
 train.steps = 2
 evaluation.max_new_tokens = 4
+certificate.pictures = 1
+certificate.basis_pictures = 1
 
 [resources]
 executor = "local"

@@ -15,6 +15,8 @@ STEPS = [
     "source",
     "images",
     "annotations",
+    "passport/sam2",
+    "passport/mask2former",
     "features/sam2",
     "features/mask2former",
     "segments/ground_truth",
@@ -22,6 +24,8 @@ STEPS = [
     "prompts",
     "samples",
     "vocabulary",
+    "certificate/sam2",
+    "certificate/mask2former",
     "train",
     "predictions/trained",
     "predictions/untrained",
@@ -36,6 +40,8 @@ source.evaluation = 4
 source.size = 64
 pool.shards = 3
 evaluation.max_new_tokens = 6
+certificate.pictures = 1
+certificate.basis_pictures = 1
 
 [student]
 layers = 2

@@ -25,6 +25,8 @@ pool.shards = 4
 teachers.sam2.weights = "random"
 vocabulary.size = 512
 evaluation.max_new_tokens = 8
+certificate.pictures = 1
+certificate.basis_pictures = 2
 
 [source]
 images = ["{sample}/images"]
@@ -34,7 +36,9 @@ refs = ["{refs}"]
 
 [teachers.mask2former]
 weights = "random"
-grid = [32, 32]
+
+[features.mask2former]
+codec = "pca8-int8"
 
 [student]
 layers = 2

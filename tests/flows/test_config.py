@@ -91,7 +91,9 @@ def test_execution_changes_no_identity():
 
 def test_a_change_reaches_what_follows_and_nothing_else():
     assert changed("teachers.sam2.seed=1") == {
+        "passport/sam2",
         "features/sam2",
+        "certificate/sam2",
         "train",
         "predictions/trained",
         "predictions/untrained",
@@ -99,7 +101,8 @@ def test_a_change_reaches_what_follows_and_nothing_else():
     }
     assert changed("report.examples=3") == {"report"}
     assert "images" not in changed("prompts.seed=5")
-    assert changed("source.seed=1") == set(fingerprints())
+    assert changed("source.seed=1") == {name for name in fingerprints() if not name.startswith("passport/")}
+    assert "train" not in changed("certificate.pictures=3"), "a gate is no part of what the weights are known by"
 
 
 def test_pictures_of_ones_own_need_no_source_step(tmp_path):
@@ -146,7 +149,7 @@ def test_a_run_that_lacks_weights_takes_nothing_away(tmp_path):
     config = project(*(each.format(folder=tmp_path / "none") for each in PUBLISHED), f"workspace='{tmp_path}/runs'")
     kept = Folder(f"{tmp_path}/runs/features/mask2former")
     kept.write("shard-00000.arrow", b"features")
-    with pytest.raises(DataError, match="features/sam2: the weights that it needs are not there"):
+    with pytest.raises(DataError, match="passport/sam2: the weights that it needs are not there"):
         Run.of(config, [], ["features"]).look_ahead()
     assert kept.exists("shard-00000.arrow")
 
@@ -158,4 +161,5 @@ def test_a_rebuild_must_be_among_the_steps_of_the_run():
         Run.of(project(), [], ["train"], "build_data")
     with pytest.raises(ConfigError, match="--only: this run does not make train"):
         Run.of(project(), ["train"], [], "build_data")
-    assert set(Run.of(project(), [], [], "train_student").chosen) == {"vocabulary", "train"}
+    certificates = {"certificate/sam2", "certificate/mask2former"}
+    assert set(Run.of(project(), [], [], "train_student").chosen) == {"vocabulary", *certificates, "train"}

@@ -13,7 +13,7 @@ from schemas.regions import Rle, Segment
 from schemas.storage import Folder
 from schemas.tables import SEGMENTS, without
 
-SPEC = FeatureSpec(teacher="t", layer="l", channels=2, height=2, width=2)
+SPEC = FeatureSpec(teacher="t", layer="l", channels=2, grid=(2, 2))
 SEGMENT = Segment(1, "cup", True, False, 1.0, "instances", Rle.of(np.eye(5, dtype=bool)))
 ROWS = {
     "images": [

@@ -1,27 +1,30 @@
 """The executor on real Ray: the same bytes everywhere, a dead worker costs one shard, and one that finds no room none."""
 
 import os
+import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from schemas.artifact import Artifact
+from schemas.artifact import Artifact, verify
 from schemas.config import parse
 from schemas.errors import ConfigError, DataError, StageFailed
 from schemas.storage import Folder
 from schemas.tables import SEGMENTS, Table
 from stages.base import Inputs, MapStage, Resources, ShardFunction, Tables
+from stages.deadline import heartbeat
 from stages.executor import Work, run_map, start_ray
 
 SHARDS = 6
 
 
 class Copy(MapStage):
-    """Copies its input. `trap` is a folder: a worker that finds `die-<key>` or `raise-<key>` there obeys, once,
-    and one that finds `hang-<key>` does so for good."""
+    """Copies its input. `trap` is a folder: a worker that finds `die-<key>`, `lose-<key>` or `stop-<key>` there dies, loses its
+    store or hangs, once, and one that finds `raise-<key>` or `hang-<key>` does so for good."""
 
     trap: str | None = None
 
@@ -41,7 +44,12 @@ class Copy(MapStage):
                 if action == "die":
                     trap.unlink()
                     os._exit(1)
-                if action == "hang":
+                if action == "lose":
+                    trap.unlink()
+                    raise ConnectionResetError("the store hung up")
+                if action == "stop":
+                    trap.unlink()
+                if action in ("hang", "stop"):
                     threading.Event().wait()
                 if action == "raise":
                     raise DataError("the trap snapped", key)
@@ -116,6 +124,89 @@ def test_a_shard_that_kills_every_worker_is_named(source, tmp_path, ray_cluster)
         (trap / name).touch()
     with pytest.raises(StageFailed, match="shard 1 lost its worker 3 times"):
         run_map(work(source, tmp_path / "out", "ray", 1, trap), quiet)
+
+
+def test_a_lost_connection_is_no_fault_of_a_shard(source, tmp_path, ray_cluster):
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    (trap / "lose-k1").touch()
+    job = work(source, tmp_path / "out", "ray", 1, trap)
+    run_map(job, quiet)
+    pids = [path.name.split("-")[2] for path in trap.glob("made-k1-*")]
+    assert len(pids) == 2, "the worker that lost the connection took the shard up again itself"
+    (trap / "lose-k1").touch()
+    (trap / "lose-again-k1").touch()
+    job.output.folder.remove()
+    with pytest.raises(StageFailed, match="shard 1 lost its worker 2 times: infra: ConnectionResetError: the store hung up"):
+        run_map(work(source, tmp_path / "out", "ray", 1, trap, attempts=2), quiet)
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_hangs_is_told_of_and_given_up_at_its_deadline(source, tmp_path, ray_cluster, caplog):
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    (trap / "stop-k5").touch()
+    job = work(source, tmp_path / "out", "ray", 1, trap, deadline_s=3)
+    run_map(job, quiet)
+    assert len(job.output.found()) == SHARDS
+    stalls, gave_up = caplog.messages
+    assert re.match(r"shard 5 stalls: \S+:[0-9]+ has been at it since [0-9:]{8}, for [0-9]+ s", stalls)
+    assert "shard 5 took longer than its deadline" in gave_up
+    assert "in copy" in gave_up, "the stacks do not show where it hung"
+    job.output.seal("then", "now", {}, code="c", packages={})
+    assert verify(job.output.folder) == []
+
+
+@pytest.mark.timeout(60)
+def test_a_shard_that_hangs_every_worker_is_named(source, tmp_path, ray_cluster):
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    (trap / "hang-k0").touch()
+    with pytest.raises(StageFailed, match=r"shard 0 lost its worker 2 times: infra: it took longer than deadline_s.*stacks-"):
+        run_map(work(source, tmp_path / "out", "ray", 1, trap, deadline_s=0.5, attempts=2), quiet)
+
+
+@pytest.mark.timeout(60)
+def test_what_hangs_in_this_process_is_an_error(source, tmp_path):
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    (trap / "hang-k2").touch()
+    job = work(source, tmp_path / "out", "local", 1, trap, deadline_s=1.5)
+    with pytest.raises(StageFailed, match="shard 2 took longer than deadline_s = 1.5") as error:
+        run_map(job, quiet)
+    assert sorted(job.output.found()) == [0, 1]
+    (log,) = (tmp_path / "out").glob("stacks-*.txt")
+    assert str(log) in error.value.remedy
+    assert "in copy" in log.read_text()
+
+
+class Slow(Copy):
+    """Copies its input row group by row group. The first shard has many, each of which takes a third of a deadline."""
+
+    def copy(self, inputs: Tables) -> pa.Table:
+        for _ in range(3 if inputs["segments"].column("image_key")[0].as_py() == "k0" else 0):
+            threading.Event().wait(0.7)
+            heartbeat()
+        return inputs["segments"]
+
+
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_a_shard_that_goes_on_may_take_longer_than_the_deadline(source, tmp_path, executor, ray_cluster):
+    job = work(source, tmp_path / "out", executor, 2, deadline_s=2)
+    run_map(replace(job, stage=Slow()), quiet)
+    assert sorted(job.output.found()) == list(range(SHARDS))
+
+
+@pytest.mark.timeout(60)
+def test_a_straggler_holds_nobody_up(source, tmp_path, ray_cluster):
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    (trap / "stop-k3").touch()
+    job = work(source, tmp_path / "out", "ray", 2, trap)
+    outcome = run_map(job, quiet)
+    assert outcome.summary["shards_made"] == SHARDS
+    assert len(job.output.found()) == SHARDS
+    assert len(list(trap.glob("made-k3-*"))) == 2
 
 
 @pytest.mark.parametrize("executor", ["local", "ray"])

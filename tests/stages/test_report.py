@@ -42,7 +42,7 @@ def picture(n: int) -> bytes:
 
 def feature(spec: FeatureSpec, n: int) -> np.ndarray:
     """Channel c is c plus or minus 1, half and half: its variance is 1 exactly."""
-    sign = np.where(np.indices((spec.height, spec.width)).sum(axis=0) % 2 == n % 2, 1.0, -1.0)
+    sign = np.where(np.indices(spec.grid).sum(axis=0) % 2 == n % 2, 1.0, -1.0)
     return (sign + np.arange(spec.channels)[:, None, None]).astype(np.float32)
 
 
@@ -154,8 +154,8 @@ def build(root: Path, weights: str = "random") -> Workspace:
     space.table("samples", tables.SAMPLES, samples(), ("annotations", "prompts"))
     space.files("vocabulary", {"tokenizer.json": "{}"}, ("samples",))
     for name in ("sam2", "mask2former"):
-        spec = FeatureSpec(teacher=name, layer="x", channels=8, height=4, width=6)
-        rows = [{"image_key": key, "feature": spec.encode(feature(spec, n))} for n, key in enumerate(KEYS)]
+        spec = FeatureSpec(teacher=name, layer="x", channels=8, grid=(4, 6))
+        rows = [tables.feature_row(spec, key, feature(spec, n)) for n, key in enumerate(KEYS)]
         space.table(f"features/{name}", tables.features(spec), rows, ("images",), teacher={"kind": name, "weights": weights})
     loss = {"distillation": {name: {"reads": "patches", "weight": 0.5} for name in ("sam2", "mask2former")}}
     learned = ("samples", "images", "vocabulary", "features/sam2", "features/mask2former")

@@ -18,8 +18,8 @@ from student.config import LossConfig, OptimConfig, TeacherLoss
 
 SHARDS = 2
 SPECS = {
-    "sam2": FeatureSpec(teacher="sam2", layer="embed", channels=6, height=4, width=4),
-    "mask2former": FeatureSpec(teacher="mask2former", layer="pixels", channels=5, height=8, width=8),
+    "sam2": FeatureSpec(teacher="sam2", layer="embed", channels=6, grid=(4, 4)),
+    "mask2former": FeatureSpec(teacher="mask2former", layer="pixels", channels=5, grid=(8, 8)),
 }
 
 
@@ -75,8 +75,8 @@ def dialogues(image: dict, split: str = "train") -> list[Sample]:
 
 
 def feature_rows(rng: np.random.Generator, spec: FeatureSpec, keys: list[str]) -> list[dict]:
-    draw = lambda: spec.encode(rng.standard_normal(spec.shape).astype(np.float32))  # noqa: E731
-    return [{"image_key": key, "feature": draw()} for key in keys]
+    maps = (rng.standard_normal((spec.channels, *spec.grid)).astype(np.float32) for _ in keys)
+    return [tables.feature_row(spec, key, map_Chw) for key, map_Chw in zip(keys, maps, strict=True)]
 
 
 def write_store(folder: Folder, rng: np.random.Generator, pictures: int = 8) -> Store:

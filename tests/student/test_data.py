@@ -1,9 +1,12 @@
 """Artifacts zipped by key, samples in an order that follows from the seed, and work done ahead by other threads."""
 
 import threading
+import uuid
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +16,14 @@ import torch
 
 from schemas import tables
 from schemas.artifact import Artifact
+from schemas.cache import Cache
 from schemas.errors import BrokenArtifact, DataError
 from schemas.storage import Folder
-from student.data import Corpus, FeatureReader, Order, PictureReader, ahead, encode_question
+from student.data import Corpus, Order, PictureReader, ahead, encode_question
 from student.sequence import IGNORED
+from tests.student.endpoint import requests
 from tests.student.micro import micro_config, micro_vocabulary
-from tests.student.stores import SPECS, Store, sealed, write_store
+from tests.student.stores import SPECS, Store, image_row, sealed, write_store
 
 
 def open_corpus(store: Store, **changes: Any) -> Corpus:
@@ -50,29 +55,7 @@ def test_a_sample_comes_with_its_picture_and_its_features(store: Folder, rng: np
         assert len(example.masks_nHW) == len(sample.masks)
         for name, spec in SPECS.items():
             stored = made.features[name].read(shard)["feature"][row].as_py()
-            assert np.array_equal(example.features[name].float().numpy(), spec.decode(stored))
-
-
-def test_features_are_views_of_the_mapped_file(small_store: Store):
-    reader = FeatureReader(small_store.features["sam2"])
-    bits = reader.bits(1, 2)
-    assert bits.shape == SPECS["sam2"].shape
-    assert not bits.flags.owndata
-    assert not bits.flags.writeable
-    mine = reader.read(1, 2)
-    assert mine.dtype == torch.bfloat16
-    assert np.array_equal(mine.view(torch.uint16).numpy(), bits)
-
-
-def test_an_empty_shard_has_no_features(tmp_path):
-    table = tables.features(SPECS["sam2"])
-    reader = FeatureReader(sealed(Folder(str(tmp_path)), "features/sam2", table, [table.rows([])]))
-    assert reader.keys == [[]]
-
-
-def test_a_table_without_features_is_refused(small_store: Store):
-    with pytest.raises(DataError, match="no teacher features"):
-        FeatureReader(small_store.images)
+            assert np.array_equal(example.features[name].values.float().numpy(), spec.decode(stored, *spec.grid))
 
 
 def test_a_picture_that_was_just_read_is_not_decoded_again(small_store: Store):
@@ -118,6 +101,59 @@ def test_samples_of_failed_rows_are_left_out_and_counted(small_store: Store):
     corpus = open_corpus(small_store, features=features, images=remade(small_store.images, folder, first_fails))
     assert corpus.dropped == {"picture": 3, "sam2": 3}
     assert len(corpus) == 12
+
+
+def test_failed_rows_are_refused_where_they_may_not_be_skipped(small_store: Store):
+    def failing(shard: int, rows: pa.Table) -> pa.Table:
+        blank = [None if row in (1, 3) else value for row, value in enumerate(rows["feature"].to_pylist())]
+        return with_column(rows, "feature", blank)
+
+    assert open_corpus(small_store, nonmatch="error").dropped == {}
+    features = small_store.features | {"sam2": remade(small_store.features["sam2"], small_store.folder.child("f"), failing)}
+    key = small_store.images.read(0)["image_key"][1]
+    with pytest.raises(DataError, match=f"6 samples lack something, first the sam2 of {key} in shard 0, row 1"):
+        open_corpus(small_store, features=features, nonmatch="error")
+    assert open_corpus(small_store, features=features).dropped == {"sam2": 6}
+
+
+def test_several_samples_come_in_the_order_that_was_asked_for(store: Folder, rng: np.random.Generator):
+    corpus = open_corpus(write_store(store, rng))
+    wanted = [7, 0, 17, 7]
+    for example, number in zip(corpus.examples(wanted), wanted, strict=True):
+        alone = corpus[number]
+        assert example.sample_id == alone.sample_id
+        assert np.array_equal(example.patches_NP, alone.patches_NP)
+        assert all(torch.equal(example.features[name].values, alone.features[name].values) for name in SPECS)
+
+
+def test_the_second_epoch_of_a_remote_store_asks_for_nothing(s3_bucket: str, rng: np.random.Generator, tmp_path: Path):
+    folder = Folder(f"{s3_bucket}/{uuid.uuid4().hex}")
+    corpus = open_corpus(write_store(folder, rng), feature_cache=Cache(tmp_path, 1 << 20))
+    order = Order(0, len(corpus))
+    epochs = []
+    for epoch in range(2):
+        steps = [order.between(start, start + 6) for start in range(18 * epoch, 18 * epoch + 18, 6)]
+        with requests(folder) as sent, closing(ahead(corpus.examples, steps, threads=2)) as coming:
+            seen = {example.sample_id: example for examples in coming for example in examples}
+        epochs.append((seen, len(sent)))
+    (first, asked), (second, asked_again) = epochs
+    assert asked > 0
+    assert asked_again == 0
+    assert len(first) == len(second) == 18
+    for sample_id, example in first.items():
+        again = second[sample_id].features
+        assert all(torch.equal(each.values, again[name].values) for name, each in example.features.items())
+
+
+def test_of_a_remote_picture_no_more_is_asked_for_than_is_read(s3_bucket: str, rng: np.random.Generator):
+    folder = Folder(f"{s3_bucket}/{uuid.uuid4().hex}")
+    rows = [image_row(rng, f"{number:032x}") for number in range(8)]
+    reader = PictureReader(sealed(folder, "images", tables.IMAGES, [tables.IMAGES.rows(rows)]), cache_bytes=0)
+    with requests(folder) as sent:
+        reader.read(0, 3)
+        first = len(sent)
+        reader.read(0, 5)
+    assert sum(sent[first:]) < len(rows[5]["bytes"]) + 200, "only its own bytes, once the footer is known"
 
 
 def test_a_shuffled_feature_shard_is_refused(small_store: Store):

@@ -6,7 +6,9 @@ import torch
 from torch.nn import functional as F
 
 from schemas.errors import ConfigError, DataError
+from schemas.features import FeatureSpec
 from student.config import LossConfig, OptimConfig, TeacherLoss
+from student.features import Column, Stored
 from student.losses import Distillation, choose_points, lm_loss, losses, mask_losses, point_losses, sample
 from student.model import PixelSail
 from student.optim import check_finite, optimizer, step
@@ -17,7 +19,11 @@ TEACHERS = {
     "sam2": TeacherLoss(reads="patches", weight=0.5),
     "mask2former": TeacherLoss(reads="mask_features", weight=2.0),
 }
-CHANNELS = {"sam2": 4, "mask2former": 5}
+SPECS = {
+    "sam2": FeatureSpec(teacher="sam2", layer="l", channels=4, grid=(6, 6)),
+    "mask2former": FeatureSpec(teacher="mask2former", layer="l", channels=5, grid=(9, 14)),
+}
+COLUMNS = {name: Column(spec) for name, spec in SPECS.items()}
 
 
 @pytest.fixture
@@ -29,9 +35,9 @@ def loss_config(**over) -> LossConfig:
     return LossConfig(**({"points": 40, "distillation": TEACHERS} | over))
 
 
-def features(rng, names=("sam2", "mask2former")) -> dict[str, np.ndarray]:
-    shapes = {"sam2": (4, 6, 6), "mask2former": (5, 9, 14)}
-    return {name: rng.standard_normal(shapes[name]).astype(np.float32) for name in names}
+def features(rng, names=("sam2", "mask2former")) -> dict[str, Stored]:
+    shapes = {name: (SPECS[name].channels, *SPECS[name].grid) for name in names}
+    return {name: Stored(shape[1:], torch.from_numpy(rng.standard_normal(shape)).float()) for name, shape in shapes.items()}
 
 
 def mixed(rng):
@@ -47,7 +53,7 @@ def mixed(rng):
 
 def setup(generator):
     model = PixelSail(micro_config(), micro_vocabulary(), generator)
-    return model, Distillation(micro_config(), loss_config(), CHANNELS)
+    return model, Distillation(micro_config(), loss_config(), COLUMNS)
 
 
 def read_at(image, x: float, y: float) -> float:
@@ -141,7 +147,7 @@ def test_distillation_image_by_image(rng, generator):
         total = 0.0
         for i in shown:
             own = output.patches[i] if name == "sam2" else output.mask_features[i].permute(1, 2, 0)
-            teacher, (h, w) = batch.features[i][name], own.shape[:2]
+            teacher, (h, w) = batch.features[i][name].values, own.shape[:2]
             target = F.interpolate(teacher[None], size=(h, w), mode="bilinear", align_corners=False)[0]
             linear = distillation.into[name]
             squares = [
@@ -203,7 +209,7 @@ def test_features_of_a_sample_without_mask_features_are_an_error(rng, generator)
 
 def test_a_teacher_without_features_or_without_a_loss_is_refused():
     with pytest.raises(ConfigError, match="radio, sam2"):
-        Distillation(micro_config(), loss_config(), {"mask2former": 5, "radio": 3})
+        Distillation(micro_config(), loss_config(), {"mask2former": COLUMNS["mask2former"], "radio": COLUMNS["sam2"]})
 
 
 def test_no_teachers_cost_nothing(rng, generator):

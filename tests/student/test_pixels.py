@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from student.pixels import patches_of, prompt_patches, student_size
+from schemas.grids import patched_size
+from student.pixels import patches_of, prompt_patches
 from tests.student.micro import picture
 
 VECTORS = {
@@ -18,8 +19,8 @@ VECTORS = {
 
 @pytest.mark.parametrize(("before", "after"), VECTORS.items())
 def test_sizes_of_the_reference(before, after):
-    assert student_size(*before, patch=16, max_side=1024) == after
-    assert student_size(*before[::-1], patch=16, max_side=1024) == after[::-1]
+    assert patched_size(*before, patch=16, max_side=1024) == after
+    assert patched_size(*before[::-1], patch=16, max_side=1024) == after[::-1]
 
 
 def test_patches_run_by_rows_and_hold_channel_row_column(rng):
@@ -35,7 +36,7 @@ def test_patches_run_by_rows_and_hold_channel_row_column(rng):
 
 @pytest.mark.parametrize(("height", "width"), [(37, 23), (7, 16), (64, 48), (16, 3)])
 def test_a_single_pixel_always_marks_one_patch(height, width):
-    new_width, new_height = student_size(width, height, patch=4, max_side=16)
+    new_width, new_height = patched_size(width, height, patch=4, max_side=16)
     grid = new_height // 4, new_width // 4
     for y, x in np.ndindex(height, width):
         mask = np.zeros((height, width), bool)

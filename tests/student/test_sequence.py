@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from schemas.errors import DataError
+from student.features import Stored
 from student.layers import attention_mask
 from student.sequence import IGNORED, NO_PROMPT, NOT_A_PATCH, collate, encode, positions
 from tests.student.micro import micro_config, micro_vocabulary, picture, pointed, spoken, square
@@ -119,8 +120,9 @@ def test_patches_of_later_samples_are_counted_on(rng):
 
 
 def test_moving_a_batch_moves_every_tensor(rng):
-    batch = collate([pointed(rng, 32, 48, 1, features={"sam2": np.zeros((2, 3, 3), np.float32)})]).to("meta")
-    tensors = [batch.tokens_BL, batch.patches_NP, batch.masks[0], batch.features[0]["sam2"], batch.positions_3BL]
+    stored = Stored((3, 3), torch.zeros(2, 3, 3, dtype=torch.int8), torch.ones(2))
+    batch = collate([pointed(rng, 32, 48, 1, features={"sam2": stored})]).to("meta")
+    tensors = [batch.tokens_BL, batch.patches_NP, batch.masks[0], batch.features[0]["sam2"].values, batch.positions_3BL]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert batch.grids == ((2, 3),)
 

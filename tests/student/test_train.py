@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -205,7 +206,8 @@ def test_turns_that_are_too_long_are_counted(small_store: Store):
 def poisoned(store: Store, rng: np.random.Generator) -> Store:
     """The store with one picture whose SAM 2 feature holds what is not a number."""
     rows = [feature_rows(rng, SPECS["sam2"], artifact["image_key"].to_pylist()) for artifact in store.images.iterate()]
-    rows[0][1]["feature"] = np.full(SPECS["sam2"].shape, 0x7FC0, "<u2").tobytes()
+    rows[0][1]["feature"] = np.full((SPECS["sam2"].channels, *SPECS["sam2"].grid), 0x7FC0, "<u2").tobytes()
+    rows[0][1]["crc"] = zlib.crc32(rows[0][1]["feature"])
     table = features(SPECS["sam2"])
     made = sealed(store.folder.child("poisoned"), "features/sam2", table, [table.rows(shard) for shard in rows])
     return replace(store, features=store.features | {"sam2": made})

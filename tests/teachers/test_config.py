@@ -6,7 +6,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from schemas.config import Config, parse
 from schemas.errors import ConfigError
-from teachers.build import build_teacher
 from teachers.config import Mask2FormerConfig, Sam2Config, TeacherConfig
 
 
@@ -22,19 +21,32 @@ def test_configs_and_builders_are_read_without_torch():
 
 def test_the_name_of_the_weights_picks_the_other_fields():
     large = Sam2Config(weights="facebook/sam2.1-hiera-large")
-    assert large.spec("sam2").shape == (256, 64, 64)
-    assert large.image_size == 1024
+    assert (large.layer, large.feature_channels, large.image_size) == ("image_embed", 256, 1024)
     assert large.sizes.blocks == (2, 6, 36, 4)
     assert not large.is_random
-    micro = Sam2Config()
-    assert micro.spec("sam2").shape == (32, 8, 8)
-    assert micro.is_random
-    assert Sam2Config(grid=(16, 16)).spec("sam2").shape == (32, 16, 16)
+    assert Sam2Config().feature_channels == 32
+    assert Sam2Config().is_random
 
 
-def test_a_spec_names_its_teacher_and_layer():
-    assert Sam2Config().spec("eyes").teacher == "eyes"
-    assert {Sam2Config().spec("a").layer, Mask2FormerConfig().spec("a").layer} == {"image_embed", "mask_features"}
+def test_the_finer_levels_of_sam2_are_narrower():
+    name = "facebook/sam2.1-hiera-tiny"
+    levels = [Sam2Config(weights=name, layer=layer) for layer in ("image_embed", "high_res_1", "high_res_0")]
+    assert [level.feature_channels for level in levels] == [256, 64, 32]
+    assert len({str(level.identity()) for level in levels}) == 3
+    with pytest.raises(ValidationError, match="layer"):
+        Sam2Config(layer="high_res_2")
+
+
+def test_the_name_of_mask2formers_weights_picks_network_and_task():
+    large = Mask2FormerConfig(weights="facebook/mask2former-swin-large-coco-panoptic")
+    assert (large.task, large.min_score, large.sizes.queries, large.sizes.labels) == ("panoptic", 0.8, 200, 133)
+    assert (large.sizes.backbone.kind, large.sizes.backbone.window, large.feature_channels) == ("swin", 12, 256)
+    resnet = Mask2FormerConfig(weights="mask2former/coco/instance/maskformer2_R50_bs16_50ep", min_score=0.1)
+    assert (resnet.task, resnet.min_score, resnet.sizes.labels) == ("instance", 0.1, 80)
+    assert (resnet.sizes.backbone.kind, resnet.sizes.backbone.blocks) == ("resnet", (3, 4, 6, 3))
+    assert Mask2FormerConfig().layer == "mask_features"
+    with pytest.raises(ValidationError, match="backbone.swin.heads"):
+        Mask2FormerConfig(sizes={"backbone": {"kind": "swin", "width": 16, "blocks": (1, 1, 1, 1), "window": 4}})
 
 
 def test_kind_chooses_the_class_and_its_faults_are_named():
@@ -61,9 +73,3 @@ def test_sides_that_the_networks_cannot_take_are_refused():
         Sam2Config(image_size=100)
     with pytest.raises(ValidationError, match="channels"):
         Mask2FormerConfig(channels=40)
-
-
-def test_a_spec_with_other_channels_is_refused():
-    spec = Sam2Config(weights="facebook/sam2.1-hiera-large").spec("sam2")
-    with pytest.raises(ConfigError, match="32 channels, the spec 256"):
-        build_teacher(Sam2Config(), spec)

@@ -13,13 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from schemas.errors import ConfigError, DataError
-from teachers import mask2former, sam2, weights
+from teachers import weights
 from teachers.build import build_segmenter, build_teacher
 from teachers.config import Mask2FormerConfig, Sam2Config, TeacherConfig
+from teachers.mask2former import network as mask2former
+from teachers.mask2former.config import ResNet
+from teachers.sam2 import network as sam2
 
 RANDOM = [Sam2Config(), Mask2FormerConfig()]
+GRIDS = [(16, 16)] * 3
 
-# transformers' name -> the official one, written down on its own: what `weights.OFFICIAL_TO_HF` must undo.
+# transformers' name -> the official one, written down on its own: what SAM 2's `names.from_official` must undo.
 TO_OFFICIAL = [
     (r"^vision_encoder\.backbone\.", "image_encoder.trunk."),
     (r"^vision_encoder\.neck\.convs\.(\d+)\.", r"image_encoder.neck.convs.\1.conv."),
@@ -67,7 +71,7 @@ def published(config: TeacherConfig, folder: Path) -> TeacherConfig:
 
 
 def assert_same_features(config: TeacherConfig, other: TeacherConfig, pictures: list[np.ndarray]) -> None:
-    ours, theirs = (build_teacher(each, each.spec("t")).features(pictures) for each in (config, other))
+    ours, theirs = (build_teacher(each).features(pictures, GRIDS) for each in (config, other))
     np.testing.assert_array_equal(np.stack(ours), np.stack(theirs))
 
 
@@ -78,7 +82,7 @@ def random_states() -> list:
 @pytest.mark.parametrize("config", RANDOM, ids=lambda config: config.kind)
 def test_nobody_elses_random_numbers_change(config, pictures):
     before = random_states()
-    build_teacher(config, config.spec("t")).features(pictures)
+    build_teacher(config).features(pictures, GRIDS)
     build_segmenter(config).segments(pictures[0])
     assert random_states() == before
 
@@ -92,11 +96,11 @@ from teachers.build import build_teacher
 from teachers.config import Mask2FormerConfig, Sam2Config
 pictures = list(np.load({str(tmp_path / "pictures.npz")!r}).values())
 for config in (Sam2Config(), Mask2FormerConfig()):
-    features = build_teacher(config, config.spec("t")).features(pictures)
+    features = build_teacher(config).features(pictures, {GRIDS})
     print(hashlib.sha256(np.stack(features).tobytes()).hexdigest())
 """
     there = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    here = [np.stack(build_teacher(config, config.spec("t")).features(pictures)) for config in RANDOM]
+    here = [np.stack(build_teacher(config).features(pictures, GRIDS)) for config in RANDOM]
     assert there == [hashlib.sha256(features.tobytes()).hexdigest() for features in here]
 
 
@@ -200,6 +204,46 @@ def test_a_published_folder_of_mask2former_gives_the_same_network(pictures, tmp_
     assert all(re.fullmatch(r"class \d", one.category) for one in theirs)
 
 
+RESNET = Mask2FormerConfig(seed=3, sizes=RANDOM[1].sizes.model_copy(update={"backbone": ResNet(width=8, blocks=(1, 2, 1, 1))}))
+
+
+def test_a_folder_with_a_resnet_gives_the_same_network(pictures, tmp_path):
+    mask2former.load(RESNET).save_pretrained(tmp_path)
+    assert_same_features(published(RESNET, tmp_path), RESNET, pictures)
+
+
+def test_a_folder_of_before_safetensors_gives_the_same_network(pictures, tmp_path):
+    """Some of the published ones hold nothing else."""
+    source = Mask2FormerConfig(seed=3)
+    save_mask2former(source, tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    assert_same_features(published(source, tmp_path), source, pictures)
+    torch.save(state | {"class_predictor.bias": Evil(tmp_path / "touched")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(DataError, match=r"pytorch_model\.bin: not a checkpoint of plain tensors"):
+        mask2former.load(published(source, tmp_path))
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"downsample_in_bottleneck": True}, "a resnet backbone of this form"),
+        ({"layer_type": "basic"}, "a resnet backbone of this form"),
+        ({"depths": [1, 1, 1, 1]}, r"sizes.backbone.blocks: \[1, 2, 1, 1\] -> \[1, 1, 1, 1\]"),
+        ({"model_type": "convnext"}, "a convnext backbone of this form"),
+    ],
+)
+def test_a_folder_with_another_backbone_names_it(tmp_path, change, message):
+    mask2former.load(RESNET).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["backbone_config"] |= change
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=message):
+        mask2former.load(published(RESNET, tmp_path))
+
+
 def test_a_folder_with_another_network_names_the_difference(tmp_path):
     source = Sam2Config()
     sam2.load(source).save_pretrained(tmp_path)
@@ -239,3 +283,18 @@ def test_a_folder_without_readable_tensors_is_refused(tmp_path):
     file.unlink()
     with pytest.raises(DataError, match="no safetensors file here"):
         sam2.load(published(Sam2Config(), tmp_path))
+
+
+def test_a_damaged_checkpoint_loads_or_is_refused_in_one_line(tmp_path, rng):
+    """Cut anywhere, or with any bit flipped, it ends in tensors or in a DataError, never in anything else."""
+    path = tmp_path / "sam2.pt"
+    torch.save({"model": {f"layer.{n}.weight": torch.zeros(3, 2) for n in range(4)}}, path)
+    whole = path.read_bytes()
+    for number in range(150):
+        data = bytearray(whole[: rng.integers(1, len(whole))] if number % 3 == 0 else whole)
+        data[rng.integers(0, len(data))] ^= 1 << int(rng.integers(0, 8))
+        path.write_bytes(data)
+        try:
+            weights.read_official(path)
+        except DataError as error:
+            assert "\n" not in str(error)

@@ -35,33 +35,39 @@ PICTURE, WORDS = 1, 2  # streams of randomness beside the scene's own, so that n
 ABSENT = 0.22  # no-target expressions a shape: about 8 % of all expressions
 QUESTIONS = 2  # of each sort a scene
 PICKLE_PROTOCOL = 4
-ENDS = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND\xaeB`\x82"))  # of a JPEG and of a PNG
+SETTLED = "settled"
 
 
 def write_shapes(config: ShapesConfig, folder: Folder, progress: Callable[[int, int], None]) -> list[str]:
     """The names of the files written, in order; `progress` is told (scenes done, scenes in all) about a hundred times."""
-    catalogue = _Catalogue()
+    catalogue, fresh = _Catalogue(), []
     total = config.train + config.evaluation
-    names, there = [], folder.tree()
+    names, there, settled = [], folder.tree(), _settled(folder)
     for index in range(total):
         page = _Page.of(config, index)
         catalogue.add(page)
         for name, draw in _pictures(config, page).items():
             names.append(name)
-            if name not in there or not _is_whole(folder.read(name)):
+            if index >= settled or name not in there:
                 folder.write(name, draw(), durable=False)
+                fresh.append(name)
         done = index + 1
         if done == total or done % math.ceil(total / 100) == 0:
+            folder.settle(fresh)
+            folder.write(SETTLED, str(done).encode())
+            fresh.clear()
             progress(done, total)
     for name, data in catalogue.files().items():
         folder.write(name, data, durable=False)
         names.append(name)
+    folder.remove(SETTLED)
     return names
 
 
-def _is_whole(data: bytes) -> bool:
-    """Whether a picture begins and ends as its format does; one that a power cut caught on its way to the disk does not."""
-    return any(data.startswith(start) and data.endswith(end) for start, end in ENDS)
+def _settled(folder: Folder) -> int:
+    """The number of scenes whose pictures a power cut cannot have touched. Later ones may lie there with a hole in them, and
+    are drawn again."""
+    return int(folder.read(SETTLED)) if folder.exists(SETTLED) else 0
 
 
 @dataclass(frozen=True)

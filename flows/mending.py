@@ -1,0 +1,82 @@
+"""Rows of a step made anew, and the step sealed again as it was: what `retry`, `waive` and `verify --heal` have in common.
+
+The record goes first. A crash in between leaves a half-made artifact, which the next run completes and seals.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from flows.graph import Step
+from flows.states import refuse_stale, state_of
+from schemas.artifact import RECORD, Artifact, Record
+from schemas.errors import BrokenArtifact, ConfigError
+from stages.base import MapStage, judge
+
+if TYPE_CHECKING:
+    from stages.executor import Work
+
+_ROW_LINE = re.compile(r"shard \d+: ")
+
+
+def is_mendable(step: Step) -> bool:
+    """Whether single rows of it can be made."""
+    return isinstance(step.stage, MapStage)
+
+
+def work_of(step: Step, artifacts: Mapping[str, Artifact]) -> "Work":
+    """What a worker must know to make rows of `step`; everything that they are made from must be complete."""
+    from stages.executor import Work
+
+    if not isinstance(step.stage, MapStage):
+        raise ConfigError(f"{step.name} is made as a whole, not row by row", "step", f"Run with --rebuild {step.name}.")
+    for name in {**step.roles, **step.gates}.values():
+        if (kind := state_of(artifacts[name]).kind) != "done":
+            raise BrokenArtifact(f"{step.name} is made from {name}, which is {kind}", step.name, "Run first.")
+    inputs = {role: artifacts[name] for role, name in step.inputs.items()}
+    whole = {role: artifacts[name] for role, name in step.whole.items()} | step.gates_in(artifacts)
+    return Work(step.stage, inputs, whole, artifacts[step.name], step.resources)
+
+
+def mend_rows(step: Step, artifacts: Mapping[str, Artifact], rows: Mapping[int, Sequence[int] | None]) -> None:
+    """Make these rows of each shard anew, all where none is named. What was sealed is sealed again; `StageFailed` if then too
+    many rows fail."""
+    from stages.mend import Mender
+
+    output = artifacts[step.name]
+    refuse_stale(output, state_of(output, step.inputs_in(artifacts)), step.name)
+    mender = Mender(work_of(step, artifacts))
+    with unsealed(step, artifacts, {"rows_made_again": sum(len(some or ()) for some in rows.values())}):
+        for number, some in sorted(rows.items()):
+            mender.mend(number, some)
+
+
+@contextmanager
+def unsealed(step: Step, artifacts: Mapping[str, Artifact], summary: Mapping[str, int]) -> Iterator[None]:
+    """Within the block the artifact has no record. Thereafter it has one again, if it had one, that counts `summary` on."""
+    output = artifacts[step.name]
+    record = output.record()
+    output.folder.remove(RECORD)
+    yield
+    if record is not None:
+        counted = {name: record.summary.get(name, 0) + count for name, count in summary.items()}
+        seal_again(step, artifacts, record, counted)
+
+
+def seal_again(step: Step, artifacts: Mapping[str, Artifact], record: Record, summary: Mapping[str, Any]) -> None:
+    """A record as the old one was, of what lies there now."""
+    from flows.steps import code_version, package_versions
+
+    output = artifacts[step.name]
+    others = [line for line in record.failures if not _ROW_LINE.match(line)]
+    output.seal(
+        record.started,
+        datetime.now(UTC).isoformat(),
+        step.inputs_in(artifacts),
+        code=code_version(),
+        packages=package_versions(),
+        summary={**record.summary, **summary},
+        failures=judge(output, step.resources.max_error_rate) + others,
+    )

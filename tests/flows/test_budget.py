@@ -1,0 +1,145 @@
+"""Codecs chosen by certificates, on a small real pool; and a column that is added to an old pool."""
+
+import json
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+from flows.budget import as_json, as_table, draw_up, needed, parse_bytes
+from flows.config import Project
+from flows.distill import start
+from flows.graph import artifacts, steps_of
+from schemas.config import override, parse, read_toml
+from schemas.errors import ConfigError, DataError, StageFailed, StaleArtifact
+from schemas.storage import Folder
+from stages.certificate import demand, read_certificate
+from stages.passport import FILE
+from tests.flows.conftest import MICRO, QUICKSTART
+
+SETS = [
+    'certificate.ladder=["bf16", "int8", "pca8-int8", "points100"]',
+    "certificate.pictures=2",
+    "certificate.basis_pictures=4",
+    'features.mask2former.codec="pca2-int8"',
+    "features.mask2former.basis_pictures=4",
+]
+
+
+def project_of(config: Path, *sets: str) -> Project:
+    return parse(Project, override(read_toml(config), [*SETS, *sets]), str(config))
+
+
+@pytest.fixture(scope="module")
+def config(prefect_server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose certificates are made, what they are made from, and the passports; no features are."""
+    folder = tmp_path_factory.mktemp("budget")
+    config = folder / "micro.toml"
+    config.write_text(MICRO.format(quickstart=QUICKSTART, workspace=folder / "runs"))
+    project = project_of(config)
+    start(project, [*needed(project), "passport"], None)
+    return config
+
+
+def files(config: Path) -> dict[str, int]:
+    root = config.parent / "runs"
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+
+
+def test_a_budget_needs_no_features(config):
+    assert not [name for name in files(config) if name.startswith("features/")]
+
+
+def test_the_choice_fits_and_loses_least(config):
+    roomy = draw_up(project_of(config), 10**9)
+    best = {offer.column: offer for offer in roomy.chosen}
+    for offer in roomy.offers:
+        assert (best[offer.column].loss, best[offer.column].bytes) <= (offer.loss, offer.bytes)
+    assert as_json(roomy)["chosen"] == {"sam2": "bf16", "mask2former": "bf16"}
+    # 8 pictures of 128 x 128: 8 x 8 cells of 32 channels for one teacher, 32 x 32 of 32 for the other
+    assert as_json(roomy)["total_bytes"] == 8 * (8 * 8 + 32 * 32) * 32 * 2
+
+
+def test_a_tight_budget_goes_down_the_ladder_where_it_costs_least(config):
+    tight = as_json(draw_up(project_of(config), 8 * 32 * 32 * 32 + 8 * 8 * 8 * 32 * 2 + 8 * 32 * 4))
+    assert tight["chosen"] == {"sam2": "bf16", "mask2former": "int8"}
+    assert tight["total_bytes"] <= tight["max_bytes"]
+
+
+def test_what_fits_nothing_is_refused_with_what_it_would_take(config):
+    with pytest.raises(DataError, match=r"no choice of codecs fits 1000 B: the smallest take .* for 8 pictures"):
+        draw_up(project_of(config), 1000)
+
+
+def test_the_table_can_be_pasted_into_the_config(config):
+    table = as_table(draw_up(project_of(config), 10**9))
+    assert '[features.mask2former]\ncodec = "bf16"' in table
+
+
+def test_training_refuses_a_column_whose_certificate_is_low(config):
+    found = artifacts(steps_of(project_of(config)), Folder(str(config.parent / "runs")))
+    rows = {row["codec"]: row for row in read_certificate(found["certificate/mask2former"])["codecs"]}
+    assert rows["pca2-int8"]["late_gradient_cosine"] < rows["pca8-int8"]["late_gradient_cosine"] < rows["bf16"]["cosine"] + 1e-9
+    with pytest.raises(StageFailed, match=r"features.mask2former: pca2-int8 turns the student's gradient: cosine 0\.\d+, less"):
+        demand(found["certificate/mask2former"], 0.999)
+    demand(found["certificate/sam2"], 0.999)
+
+
+def test_a_column_added_to_an_old_pool_writes_its_own_bytes_and_no_others(config):
+    before = files(config)
+    added = ['features.coarse.teacher="sam2"', "features.coarse.grid=[4, 4]", 'features.coarse.codec="int8"']
+    start(project_of(config, *added), ["features/coarse"], None)
+    after = files(config)
+    assert {name: after[name] for name in before} == before
+    new = after.keys() - before.keys()
+    assert new
+    assert all(name.startswith("features/coarse/") for name in new)
+    assert sum((config.parent / "runs" / name).stat().st_size for name in new if "shard" in name) < 8 * 4 * 4 * 32 + 16384
+
+
+def test_the_certificate_is_a_table_on_the_prefect_pages(config):
+    with get_client(sync_client=True) as client:
+        (shown, *_) = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["micro-step-certificate-mask2former-codecs"]))
+        )
+    assert {row["codec"] for row in json.loads(shown.data)} == {"pca2-int8", "bf16", "int8", "pca8-int8", "points100"}
+
+
+def test_a_teacher_whose_features_have_moved_is_stopped_before_it_mixes_them(config):
+    """The passport says other numbers than the teacher gives today, as after an upgrade that moved them."""
+    passport = config.parent / "runs" / "passport" / "sam2" / FILE
+    said = json.loads(passport.read_text())
+    said["probes"][0]["mean"].reverse()
+    passport.write_text(json.dumps(said, separators=(",", ":")))
+    added = ['features.late.teacher="sam2"', "features.late.grid=[2, 2]"]
+    with pytest.raises(StaleArtifact, match="moved"):
+        start(project_of(config, *added), ["features/late"], None)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("500GB", 500 * 10**9), ("4 MiB", 4 << 20), ("1e12", 10**12), ("1.5tb", 1500 * 10**9), ("7", 7)]
+)
+def test_numbers_of_bytes_are_read(text, count):
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "GB", "5 apples", "-3GB", "1.2.3GB"])
+def test_what_is_no_number_of_bytes_is_refused(text):
+    with pytest.raises(ConfigError, match="is no number of bytes"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("sets", "fault"),
+    [
+        (['features.sam2.codec="points9"', "features.sam2.grid=[8, 8]"], "points9 are places of the student's grid"),
+        (['features.eyes.teacher="sam2"'], "features.eyes has grid = .student., but no loss.distillation.eyes"),
+        (['features.eyes.grid="native"'], "features.eyes.teacher names 'eyes', there is only"),
+        (['features.sam2.codec="pca64-int8"'], "more than the teacher has channels"),
+        (['features.sam2.codec="jpeg"'], "features.sam2.codec"),
+    ],
+)
+def test_columns_that_mean_nothing_are_refused(config, sets, fault):
+    with pytest.raises(ConfigError, match=fault):
+        project_of(config, *sets)

@@ -23,7 +23,7 @@ from stages.certificate import CertificateStage, worst_cosine
 from stages.sources.shapes.render import paint
 from stages.sources.shapes.scene import compose
 from stages.vocabulary import FILE
-from student.config import StudentConfig, TeacherLoss
+from student.config import StudentConfig
 from student.vocabulary import Vocabulary
 from teachers.mask2former.config import PRESETS, Mask2FormerConfig
 
@@ -66,9 +66,8 @@ def measure(folder: Path, *, pictures_measured: int, pictures_fitted: int, side:
         name="mask2former",
         teacher=teacher(side),
         grid=PatchGrid(patch=16, max_side=side, cells=4),
-        codec="bf16",
         student=student(side, hidden),
-        loss=TeacherLoss(reads="mask_features"),
+        reads="mask_features",
         ladder=LADDER,
         pictures=pictures_measured,
         basis_pictures=pictures_fitted,

@@ -177,7 +177,7 @@ def heal(steps: Sequence[Step], found: Mapping[str, Artifact]) -> Iterator[tuple
 def _heal(step: Step, found: Mapping[str, Artifact], damage: Damage, broken: set[str]) -> str:
     """What was done; empty where nothing can be: what is made as a whole, from what is broken itself, or otherwise today."""
     artifact = found[step.name]
-    if not is_mendable(step) or broken & {*step.roles.values()}:
+    if not is_mendable(step) or broken & {*step.roles.values(), *step.gates.values()}:
         return ""
     lost = _drop_unreadable_record(artifact)
     if state_of(artifact, step.inputs_in(found)).kind == "stale":

@@ -54,11 +54,12 @@ def draw_up(project: Project, max_bytes: int) -> Budget:
     found = artifacts(steps, Folder(project.workspace))
     sizes = _sizes(found["images"])
     stages = {step.stage.name: step.stage for step in steps if isinstance(step.stage, FeaturesStage)}
+    left = max_bytes - sum(_of_all(stages[name].spec, sizes) for name in stages if name not in project.loss.distillation)
     columns = [
         list(_offers(stages[name].spec, loss.weight, read_certificate(found[f"certificate/{name}"]), sizes))
         for name, loss in project.loss.distillation.items()
     ]
-    fitting = [chosen for chosen in product(*columns) if _bytes(chosen) <= max_bytes]
+    fitting = [chosen for chosen in product(*columns) if _bytes(chosen) <= left]
     if not fitting:
         least = sum(min(offer.bytes for offer in offers) for offers in columns)
         what = f"no choice of codecs fits {size(max_bytes)}: the smallest take {size(least)} for {sizes.total()} pictures"
@@ -86,8 +87,10 @@ def _offers(
     measured = {row["codec"]: row["bytes_an_image"] for row in certificate["codecs"]}
     for row in certificate["codecs"]:
         form = spec.model_copy(update={"codec": row["codec"]})
-        taken = _of_all(form, sizes) or measured[row["codec"]] * sizes.total()
-        if form.is_squeezed and "bf16" in measured:
+        taken = _of_all(form, sizes)
+        if not taken:
+            taken = measured[row["codec"]] * sizes.total()
+        elif form.is_squeezed and "bf16" in measured:
             taken = int(taken * measured[row["codec"]] / measured["bf16"])
         yield Offer(spec.teacher, row["codec"], taken, weight * (1 - worst_cosine(row)), row)
 

@@ -63,6 +63,7 @@ class Run:
         chosen = [step for step in self.steps if step.name in self.chosen]
         for step in chosen:
             self._demand_outside(step)
+        self._demand_vouchers(chosen)
         if flow_run.run_count == 1:
             for step in filter(self._is_taken_away, chosen):
                 clear(self.artifacts[step.name])
@@ -70,6 +71,15 @@ class Run:
             state = state_of(self.artifacts[step.name], step.inputs_in(self.artifacts))
             if not (state.by_inputs and step.name in self.rebuilt):
                 refuse_stale(self.artifacts[step.name], state, step.name)
+
+    def _demand_vouchers(self, chosen: Sequence[Step]) -> None:
+        """A passport that is made anew would vouch for features that were made before it."""
+        anew = {step.name for step in chosen if self._is_taken_away(step)}
+        for step in self.steps:
+            passport = step.gates.get("passport")
+            if passport in anew and step.name not in anew and state_of(self.artifacts[step.name]).kind != "missing":
+                what = f"it would vouch for {step.name}, which was made before it"
+                raise ConfigError(what, f"--rebuild {passport}", f"Add --rebuild {step.name}, or bring back what changed.")
 
     def _is_taken_away(self, step: Step) -> bool:
         return self.rebuilt.get(step.name) == step.name

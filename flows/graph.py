@@ -125,13 +125,19 @@ def _certificates(project: Project) -> Iterator[Step]:
             name=name,
             teacher=project.teachers[column.teacher or name],
             grid=project.grid_of(name),
-            codec=column.codec,
             student=project.student,
-            loss=loss,
+            reads=loss.reads,
             seed=project.train.seed,
-            **dict(project.certificate),
+            ladder=_ladder(project, column.codec),
+            pictures=project.certificate.pictures,
+            basis_pictures=project.certificate.basis_pictures,
         )
-        yield Step(f"certificate/{name}", "train_student", stage, _same("images", "vocabulary") | _basis(project, name))
+        yield Step(f"certificate/{name}", "train_student", stage, _same("images", "vocabulary"))
+
+
+def _ladder(project: Project, codec: str) -> tuple[str, ...]:
+    """The codecs that are measured. A column that takes one of the ladder has its certificate already."""
+    return tuple(dict.fromkeys((*project.certificate.ladder, codec)))
 
 
 def _training(project: Project) -> Iterator[Step]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from flows.config import Project
 from flows.graph import Step, artifacts, choose, steps_of
-from flows.mending import is_mendable, mend_rows, unsealed
+from flows.mending import is_mendable, mend_rows, seal_again
 from flows.states import state_of
 from flows.words import grid
 from schemas.artifact import Artifact
@@ -45,7 +45,8 @@ class Retried:
     def __str__(self) -> str:
         line = f"{self.step}: {self.tried - self.still} of {self.tried} rows pass now"
         stale = self.made_from_it if self.tried > self.still else ()
-        return line + (f"; without them were made: {', '.join(stale)} (run with --rebuild {self.step})" if stale else "")
+        again = " ".join(f"--rebuild {name}" for name in stale)
+        return line + (f"; without them were made: {', '.join(stale)} (run with {again})" if stale else "")
 
 
 class Ledger:
@@ -86,10 +87,15 @@ class Ledger:
             meant = [Waiver(each.key, each.kind, each.message, why) for each in asked if each.step == step.name]
             if meant:
                 add_waivers(self.artifacts[step.name], meant)
-                if state_of(self.artifacts[step.name], step.inputs_in(self.artifacts)).kind == "done":
-                    with unsealed(step, self.artifacts, {}):
-                        pass  # its record names what is waived
+                self._tell(step)
         return [each for each in asked if each.waived is None]
+
+    def _tell(self, step: Step) -> None:
+        """Let the record of a step that is complete name what is waived."""
+        output = self.artifacts[step.name]
+        record = output.record()
+        if record is not None and state_of(output, step.inputs_in(self.artifacts)).kind == "done":
+            seal_again(step, self.artifacts, record, {})
 
     def _made_from(self, step: Step) -> list[str]:
         """The steps that have been made from this one."""

@@ -4,8 +4,7 @@ The record goes first. A crash in between leaves a half-made artifact, which the
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -47,36 +46,34 @@ def mend_rows(step: Step, artifacts: Mapping[str, Artifact], rows: Mapping[int, 
 
     output = artifacts[step.name]
     refuse_stale(output, state_of(output, step.inputs_in(artifacts)), step.name)
-    mender = Mender(work_of(step, artifacts))
-    with unsealed(step, artifacts, {"rows_made_again": sum(len(some or ()) for some in rows.values())}):
-        for number, some in sorted(rows.items()):
-            mender.mend(number, some)
-
-
-@contextmanager
-def unsealed(step: Step, artifacts: Mapping[str, Artifact], summary: Mapping[str, int]) -> Iterator[None]:
-    """Within the block the artifact has no record. Thereafter it has one again, if it had one, that counts `summary` on."""
-    output = artifacts[step.name]
-    record = output.record()
+    mender, record = Mender(work_of(step, artifacts)), output.record()
     output.folder.remove(RECORD)
-    yield
+    for number, some in sorted(rows.items()):
+        mender.mend(number, some)
     if record is not None:
-        counted = {name: record.summary.get(name, 0) + count for name, count in summary.items()}
-        seal_again(step, artifacts, record, counted)
+        seal_again(step, artifacts, record, _told(record, sum(len(some or ()) for some in rows.values())))
+
+
+def _told(record: Record, rows: int) -> dict[str, Any]:
+    """Of all rows that were made again: how many, and of the last of them when and by which code."""
+    from flows.steps import code_version
+
+    count = record.summary.get("rows_made_again", 0) + rows
+    return {"rows_made_again": count, "made_again_at": datetime.now(UTC).isoformat(), "made_again_by": code_version()}
 
 
 def seal_again(step: Step, artifacts: Mapping[str, Artifact], record: Record, summary: Mapping[str, Any]) -> None:
-    """A record as the old one was, of what lies there now."""
-    from flows.steps import code_version, package_versions
-
+    """The record as it was, with its times and the code that made most of the rows, of what lies there now. It had been
+    sealed with so many failed rows, and may be so again."""
     output = artifacts[step.name]
     others = [line for line in record.failures if not _ROW_LINE.match(line)]
+    rate = max(step.resources.max_error_rate, record.failed / max(record.rows, 1))
     output.seal(
         record.started,
-        datetime.now(UTC).isoformat(),
+        record.ended,
         step.inputs_in(artifacts),
-        code=code_version(),
-        packages=package_versions(),
+        code=record.code,
+        packages=record.packages,
         summary={**record.summary, **summary},
-        failures=judge(output, step.resources.max_error_rate) + others,
+        failures=judge(output, rate) + others,
     )

@@ -1,6 +1,7 @@
 """What lies in a workspace against what the config asks for: one `State` a step, read without touching anything.
 
-Plain files carry no footer, so the identity that a half-made artifact of files was begun under lies beside them.
+Beside what is half made lies under which identity, and from which bytes of its inputs, it was begun: plain files carry no
+footer, and a footer knows its inputs by their fingerprints alone.
 """
 
 import json
@@ -49,12 +50,12 @@ def state_of(artifact: Artifact, inputs: Mapping[str, Artifact] | None = None) -
     is repeated with other workers has the same fingerprint and other weights."""
     record = artifact.record()
     if record is None:
-        return _unsealed(artifact)
+        return _unsealed(artifact, inputs or {})
     if record.fingerprint != artifact.fingerprint:
         return _stale(artifact, record.identity)
-    changed = _changed(record, inputs or {})
+    changed = _changed({role: made["digest"] for role, made in record.inputs.items()}, inputs or {})
     if changed:
-        return State("stale", reason="; ".join(f"input {role} changed" for role in changed), by_inputs=True)
+        return _stale_by(changed)
     lost = _lost(artifact, record)
     if lost:
         reason = f"{len(lost)} of {len(record.parts)} files are gone or cut, such as {lost[0].name}"
@@ -63,9 +64,18 @@ def state_of(artifact: Artifact, inputs: Mapping[str, Artifact] | None = None) -
     return State("done", count, count, record.rows, record.total_bytes, seconds_between(record.started, record.ended))
 
 
-def _changed(record: Record, inputs: Mapping[str, Artifact]) -> list[str]:
-    now = {role: made.record() for role, made in inputs.items()}
-    return [role for role, made in record.inputs.items() if (sealed := now.get(role)) and made["digest"] != sealed.digest]
+def _changed(digests: Mapping[str, str], inputs: Mapping[str, Artifact]) -> list[str]:
+    now = _digests(inputs)
+    return [role for role, digest in digests.items() if role in now and digest != now[role]]
+
+
+def _digests(inputs: Mapping[str, Artifact]) -> dict[str, str]:
+    """Of the bytes of those that are complete."""
+    return {role: record.digest for role, made in inputs.items() if (record := made.record())}
+
+
+def _stale_by(changed: list[str]) -> State:
+    return State("stale", reason="; ".join(f"input {role} changed" for role in changed), by_inputs=True)
 
 
 def seconds_between(started: str, ended: str) -> float:
@@ -78,13 +88,16 @@ def _lost(artifact: Artifact, record: Record) -> list[Part]:
     return [part for part in record.parts if sizes.get(part.name) != part.bytes]
 
 
-def _unsealed(artifact: Artifact) -> State:
+def _unsealed(artifact: Artifact, inputs: Mapping[str, Artifact]) -> State:
     if artifact.table is None:
-        return _unsealed_files(artifact)
+        return _unsealed_files(artifact, inputs)
     found = artifact.found()
     other = _other_identity(artifact, {part.name for part in found.values()})
     if other is not None:
         return _stale(artifact, other)
+    changed = _changed(_begun(artifact).get("inputs", {}), inputs) if found else []
+    if changed:
+        return _stale_by(changed)
     rows, size = (sum(getattr(part, name) for part in found.values()) for name in ("rows", "bytes"))
     return State("partial" if found else "missing", len(found), artifact.shards, rows, size)
 
@@ -97,19 +110,31 @@ def _other_identity(artifact: Artifact, counted: set[str]) -> Mapping[str, Any] 
     return next((footer["identity"] for footer in footers if footer and _differs(artifact, footer["identity"])), None)
 
 
-def _unsealed_files(artifact: Artifact) -> State:
-    sizes = artifact.folder.tree()
-    begun = sizes.pop(IDENTITY, None)
-    old = json.loads(artifact.folder.read(IDENTITY)) if begun is not None else {}
+def _unsealed_files(artifact: Artifact, inputs: Mapping[str, Artifact]) -> State:
+    sizes, begun = artifact.folder.tree(), _begun(artifact)
+    sizes.pop(IDENTITY, None)
+    old = begun.get("identity", {})
     if sizes and _differs(artifact, old):
         return _stale(artifact, old)
+    changed = _changed(begun.get("inputs", {}), inputs) if sizes else []
+    if changed:
+        return _stale_by(changed)
     return State("partial" if sizes else "missing", len(sizes), 0, 0, sum(sizes.values()))
 
 
-def begin(artifact: Artifact) -> None:
-    """Note, for an artifact of plain files, under which identity its files are being made."""
-    if artifact.table is None:
-        artifact.folder.write(IDENTITY, json.dumps(artifact.identity, indent=1).encode())
+def begin(artifact: Artifact, inputs: Mapping[str, Artifact]) -> None:
+    """Note under which identity, and from which bytes, it is being made."""
+    begun = {"identity": artifact.identity, "inputs": _digests(inputs)}
+    artifact.folder.write(IDENTITY, json.dumps({**begun, "digest": fingerprint(begun)}, indent=1).encode())
+
+
+def _begun(artifact: Artifact) -> dict[str, Any]:
+    """What `begin` noted; nothing where the note is not there, or is damaged."""
+    try:
+        begun = json.loads(artifact.folder.read(IDENTITY))
+        return begun if begun.pop("digest") == fingerprint(begun) else {}
+    except (FileNotFoundError, ValueError, KeyError, AttributeError):
+        return {}
 
 
 def _differs(artifact: Artifact, old: Mapping[str, Any]) -> bool:

@@ -61,7 +61,7 @@ def make_step(step: Step, artifacts: Mapping[str, Artifact], progress: Progress,
         refuse_stale(output, before, step.name)
     _demand(inputs | step.gates_in(artifacts), step.name)
     started = _now()
-    begin(output)
+    begin(output, inputs)
     outcome = _carry_out(step, artifacts, output, progress)
     output.seal(
         started.isoformat(),

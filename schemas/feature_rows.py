@@ -93,7 +93,7 @@ class FeatureRows:
 
     def _broken(self, shard: int, row: int, what: str) -> BrokenArtifact:
         key = self.shards[shard].keys[row].as_py()
-        remedy = "Run `sailyard verify --heal`."
+        remedy = "Run `sailyard verify CONFIG --heal`."
         return BrokenArtifact(f"shard {shard}, row {row} (picture {key}): {what}", self._artifact.where, remedy)
 
 

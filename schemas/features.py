@@ -48,9 +48,9 @@ class FeatureSpec(Config):
         """The row of the picture `key`. Not finite raises; `basis` has the components that the codec asks for."""
         if len(map_Chw) != self.channels:
             raise ValueError(f"{self.teacher}: expected {self.channels} channels, got a map of shape {map_Chw.shape}")
-        if not np.isfinite(map_Chw).all():
-            raise NonFinite(f"{self.teacher} made a feature that is not finite")
         kept_Khw = self._basis(basis).reduce(map_Chw) if self.components else map_Chw
+        if not (np.isfinite(map_Chw).all() and np.isfinite(kept_Khw).all()):
+            raise NonFinite(f"{self.teacher} made a feature that is not finite")
         random = np.random.default_rng([self.seed, int(key[-16:], 16)])
         arrays = codecs.codec_of(self.codec).encode(kept_Khw, random)
         stored = codecs.pack(arrays, self.layout(*map_Chw.shape[1:]))

@@ -7,7 +7,7 @@ import numpy as np
 
 from schemas.artifact import Artifact
 from schemas.codecs import Basis
-from schemas.errors import BrokenArtifact, DataError
+from schemas.errors import BrokenArtifact, DataError, NonFinite
 from schemas.grids import Grid, grid_of
 from schemas.pictures import decode
 from schemas.tables import Table
@@ -71,6 +71,9 @@ class Moments:
         self._count, self._sum_C, self._products_CC = 0, np.zeros(channels), np.zeros((channels, channels))
 
     def add(self, map_Chw: np.ndarray) -> None:
+        """A map that is not finite is left out: as a row of features it will fail by itself."""
+        if not np.isfinite(map_Chw).all():
+            return
         flat_Cn = map_Chw.reshape(len(map_Chw), -1).astype(np.float64)
         self._count += flat_Cn.shape[1]
         self._sum_C += flat_Cn.sum(axis=1)
@@ -78,6 +81,8 @@ class Moments:
 
     def basis(self, components: int) -> tuple[Basis, float]:
         """The first axes, each pointing to where its largest part is positive, and the share of the variance along them."""
+        if not self._count:
+            raise NonFinite("no picture of the sample has a finite map", "basis", "Look at the teacher's weights and dtype.")
         mean_C = self._sum_C / self._count
         covariance_CC = self._products_CC / self._count - np.outer(mean_C, mean_C)
         variance_C, axes_CC = np.linalg.eigh(covariance_CC)

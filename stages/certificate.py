@@ -1,4 +1,4 @@
-"""IMAGES -> a certificate: what each codec would cost the student, measured before anything is stored.
+"""IMAGES -> a certificate: what each codec would cost the student, for which nothing needs to be stored.
 
 On a few pictures the teacher runs live. Its maps go through the very path by which they would be stored (the teacher's resize,
 the codec, the loader's decoding) and are held against the authors' loss, which resizes the teacher's own map in the training
@@ -6,24 +6,25 @@ step. Training refuses a column whose certificate is too low, and `sailyard budg
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from schemas.artifact import Artifact
 from schemas.codecs import Basis, codec_of
-from schemas.errors import BrokenArtifact, StageFailed
+from schemas.errors import BrokenArtifact, NonFinite, StageFailed
 from schemas.features import CodecName, FeatureSpec
-from schemas.grids import Grid, grid_of
+from schemas.grids import Grid, PatchGrid, grid_of
 from schemas.pictures import decode
 from schemas.tables import Table
 from stages.base import Inputs, JobStage, Outcome, Progress, Resources
-from stages.basis import Moments, read_basis, some_pictures
+from stages.basis import Moments, some_pictures
 from stages.features import random_weights_note, weights_digest
 from stages.vocabulary import FILE as VOCABULARY
-from student.config import StudentConfig, TeacherLoss
+from student.config import StudentConfig
 from teachers.config import TeacherConfig
 
 FILE = "certificate.json"
@@ -31,15 +32,14 @@ LADDER = ("bf16", "bf16-zstd", "int8", "pca128-int8", "pca64-int8", "pca32-int8"
 
 
 class CertificateStage(JobStage):
-    """The column's own codec and the `ladder` of others, on `pictures` pictures. Bases are fitted on `basis_pictures` others,
-    but for the column's own, which is the one that it is stored with."""
+    """Every codec of the `ladder` on `pictures` pictures, components by a basis that is fitted on `basis_pictures` others.
+    `reads` is the student's tensor that the teacher is held against, in the teacher's own space."""
 
     name: str
     teacher: TeacherConfig
     grid: Grid
-    codec: CodecName
     student: StudentConfig
-    loss: TeacherLoss
+    reads: Literal["patches", "mask_features"]
     seed: int = 0
     ladder: tuple[CodecName, ...] = LADDER
     pictures: int = 4
@@ -55,44 +55,61 @@ class CertificateStage(JobStage):
         return random_weights_note(self.teacher)
 
     def run(self, inputs: Inputs, output: Artifact, resources: Resources, progress: Progress) -> Outcome:
-        from student.fidelity import Judge, mean
-        from student.vocabulary import Vocabulary
         from teachers.build import build_teacher
 
         teacher = build_teacher(self.teacher, device=resources.device, threads=resources.threads)
-        judge = Judge(
-            config=self.student,
-            vocabulary=Vocabulary.from_json(inputs["vocabulary"].folder.read(VOCABULARY).decode()),
-            loss=self.loss,
-            channels=self.teacher.feature_channels,
-            seed=self.seed,
-            device=resources.device,
-        )
+        judge = self._judge(inputs["vocabulary"], resources.device)
         sample = some_pictures(inputs["images"], self.pictures + self.basis_pictures)
         shown, others = sample[: self.pictures], sample[self.pictures :] or sample
-        bases = self._bases([self._stored(teacher, image) for image in others], inputs)
-        readings: dict[str, list[Any]] = {codec: [] for codec in self._codecs()}
-        sizes = dict.fromkeys(readings, 0)
+        bases = self._bases(self._stored(teacher, image) for image in others)
+        found: list[dict[str, tuple[Any, int]]] = []
         for number, image in enumerate(shown, start=1):
-            rows = self._rows(self._stored(teacher, image), image["image_key"], bases)
-            pixels = decode(image["bytes"])
-            (live,) = teacher.features([pixels], [None])
-            for codec, reading in judge.compare(pixels, live, {codec: form for codec, (form, _) in rows.items()}).items():
-                readings[codec].append(reading)
-                sizes[codec] += rows[codec][1]
+            found += self._measured(teacher, judge, image, bases)
             progress(number, len(shown), "pictures")
-        table = [
-            {"codec": codec, "bytes_an_image": sizes[codec] // len(shown), **asdict(mean(found))}
-            for codec, found in readings.items()
-        ]
-        content = {"column": self.name, "codec": self.codec, "pictures": len(shown), "codecs": table}
+        if not found:
+            what = "no picture of the sample has a finite map"
+            raise NonFinite(what, output.where, "Look at the teacher's weights and dtype.")
+        content = {"column": self.name, "pictures": len(found), "codecs": [self._row(codec, found) for codec in self._codecs()]}
         output.folder.write(FILE, json.dumps(content, indent=1).encode())
         return Outcome(content)
 
+    def _judge(self, vocabulary: Artifact, device: str) -> Any:
+        from student.fidelity import Judge
+        from student.vocabulary import Vocabulary
+
+        return Judge(
+            config=self.student,
+            vocabulary=Vocabulary.from_json(vocabulary.folder.read(VOCABULARY).decode()),
+            reads=self.reads,
+            channels=self.teacher.feature_channels,
+            seed=self.seed,
+            device=device,
+        )
+
+    def _measured(
+        self, teacher: Any, judge: Any, image: Mapping[str, Any], bases: Mapping[str, Basis]
+    ) -> Iterator[dict[str, tuple[Any, int]]]:
+        """codec -> what it costs on this picture, and the bytes of its row. Nothing where the map is not finite: as a row of
+        features it will fail by itself."""
+        pixels = decode(image["bytes"])
+        (live,) = teacher.features([pixels], [None])
+        if np.isfinite(live).all():
+            rows = self._rows(self._stored(teacher, image), image["image_key"], bases)
+            readings = judge.compare(pixels, live, {codec: form for codec, (form, _) in rows.items()})
+            yield {codec: (reading, rows[codec][1]) for codec, reading in readings.items()}
+
+    def _row(self, codec: str, found: Sequence[Mapping[str, tuple[Any, int]]]) -> dict[str, Any]:
+        """The mean over the pictures."""
+        from student.fidelity import mean
+
+        readings, sizes = zip(*(each[codec] for each in found), strict=True)
+        return {"codec": codec, "bytes_an_image": sum(sizes) // len(sizes), **asdict(mean(list(readings)))}
+
     def _codecs(self) -> list[str]:
-        """The column's own first, each once, and none of more components than there are channels."""
-        named = dict.fromkeys((self.codec, *self.ladder))
-        return [codec for codec in named if (codec_of(codec).components or 0) <= self.teacher.feature_channels]
+        """Those that the column could have: no more components than there are channels, points on the student's grid alone."""
+        fits = lambda codec: (codec_of(codec).components or 0) <= self.teacher.feature_channels  # noqa: E731
+        placed = isinstance(self.grid, PatchGrid)
+        return [codec for codec in dict.fromkeys(self.ladder) if fits(codec) and (placed or not codec.startswith("points"))]
 
     def _spec(self, codec: str) -> FeatureSpec:
         channels = self.teacher.feature_channels
@@ -103,14 +120,13 @@ class CertificateStage(JobStage):
         grid = grid_of(self.grid, image["width"], image["height"])
         return teacher.features([decode(image["bytes"])], [grid])[0]
 
-    def _bases(self, maps: Sequence[np.ndarray], inputs: Inputs) -> dict[str, Basis]:
+    def _bases(self, maps: Iterable[np.ndarray]) -> dict[str, Basis]:
         moments = Moments(self.teacher.feature_channels)
         for map_Chw in maps:
             moments.add(map_Chw)
         most = max([codec_of(codec).components or 0 for codec in self._codecs()])
         basis, _ = moments.basis(most)
-        bases = {codec: basis.first(k) for codec in self._codecs() if (k := codec_of(codec).components)}
-        return bases | ({self.codec: read_basis(inputs["basis"])} if "basis" in inputs else {})
+        return {codec: basis.first(k) for codec in self._codecs() if (k := codec_of(codec).components)}
 
     def _rows(self, map_Chw: np.ndarray, key: str, bases: Mapping[str, Basis]) -> dict[str, tuple[Any, int]]:
         """codec -> the map as the loader would hand it over, and the bytes of its row."""
@@ -138,13 +154,13 @@ def worst_cosine(row: Mapping[str, Any]) -> float:
     return min(row["gradient_cosine"], row["late_gradient_cosine"])
 
 
-def demand(certificate: Artifact, least: float) -> None:
+def demand(certificate: Artifact, codec: str, least: float) -> None:
     """Refuse a column whose codec turns the student's gradient by more than `least` allows."""
     found = read_certificate(certificate)
-    own = next(row for row in found["codecs"] if row["codec"] == found["codec"])
-    if worst_cosine(own) < least:
+    worst = next((worst_cosine(row) for row in found["codecs"] if row["codec"] == codec), math.nan)
+    if not worst >= least:
         raise StageFailed(
-            f"{found['codec']} turns the student's gradient: cosine {worst_cosine(own):.4f}, less than {least}",
+            f"{codec} turns the student's gradient: cosine {worst:.4f}, less than {least}",
             f"features.{found['column']}",
             "`sailyard budget` shows what other codecs cost; or lower train.min_gradient_cosine.",
         )

@@ -83,7 +83,7 @@ def weights_digest(teacher: TeacherConfig) -> dict[str, str]:
 
 
 def _is_read(name: str) -> bool:
-    return name == "config.json" or name.endswith((".safetensors", ".safetensors.index.json"))
+    return name == "config.json" or name.endswith((".safetensors", ".safetensors.index.json", ".bin"))
 
 
 def random_weights_note(teacher: TeacherConfig) -> list[str]:

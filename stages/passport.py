@@ -61,6 +61,6 @@ def require_same(made: Artifact, config: TeacherConfig, resources: Resources, te
     moved, facts = drift(before, now), changed_facts(before, now)
     if moved:
         more = [f"and {len(moved) - NAMED} more statistics"] if len(moved) > NAMED else []
-        remedy = f"Run with --rebuild {made.name} and what follows, or bring back what changed."
+        remedy = f"Bring back what changed, or run with --rebuild {made.name} and --rebuild of the features made under it."
         raise StaleArtifact(f"the teacher's features moved ({'; '.join(facts + moved[:NAMED] + more)})", made.where, remedy)
     return facts

@@ -42,7 +42,7 @@ def check_shard(artifact: Artifact, number: int) -> ShardCheck:
         rows.validate(full=True)
     except (OSError, pa.ArrowInvalid) as error:
         raise BrokenArtifact(
-            f"shard {number} cannot be read: {error}", artifact.where, "Run `sailyard verify --heal`."
+            f"shard {number} cannot be read: {error}", artifact.where, "Run `sailyard verify CONFIG --heal`."
         ) from None
     faults: dict[int, str] = {}
     means: list[np.ndarray] = []

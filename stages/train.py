@@ -38,9 +38,10 @@ class TrainStage(JobStage):
         return None
 
     def run(self, inputs: Inputs, output: Artifact, resources: Resources, progress: Progress) -> Outcome:
-        for role, certificate in inputs.items():
-            if role.startswith("certificate/"):
-                demand(certificate, self.train.min_gradient_cosine)
+        for name in self.loss.distillation:
+            table = inputs[f"features/{name}"].table
+            if f"certificate/{name}" in inputs and table and table.spec:
+                demand(inputs[f"certificate/{name}"], table.spec.codec, self.train.min_gradient_cosine)
         work = TrainWork(self, inputs, output, resources)
         train = _train_here if resources.executor == "local" else _train_on_ray
         return Outcome(train(work, progress))

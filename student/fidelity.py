@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from student.config import StudentConfig, TeacherLoss
+from student.config import StudentConfig
 from student.features import Column, Stored, Target, resized
 from student.model import PixelSail
 from student.sequence import collate, encode
@@ -48,12 +48,10 @@ def mean(readings: list[Reading]) -> Reading:
 class Judge:
     """A student as it begins, and the linear into a teacher's space."""
 
-    def __init__(
-        self, *, config: StudentConfig, vocabulary: Vocabulary, loss: TeacherLoss, channels: int, seed: int, device: str
-    ):
-        self._config, self._vocabulary, self._reads, self._device = config, vocabulary, loss.reads, device
+    def __init__(self, *, config: StudentConfig, vocabulary: Vocabulary, reads: str, channels: int, seed: int, device: str):
+        self._config, self._vocabulary, self._reads, self._device = config, vocabulary, reads, device
         self._student = PixelSail(config, vocabulary, torch.Generator().manual_seed(seed)).to(device)
-        width = config.hidden if loss.reads == "patches" else config.mask_dim
+        width = config.hidden if reads == "patches" else config.mask_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._into = nn.Linear(width, channels).to(device)

@@ -22,7 +22,7 @@ class TrainConfig(Config):
     micro_batch: int = Field(default=4, ge=1)
     seed: int = Field(default=0, ge=0)
     precision: Literal["float32", "bfloat16"] = "float32"
-    nonmatch: Literal["error", "skip"] = "skip"
+    nonmatch: Literal["error", "skip"] = execution("skip")
     checkpoint_every: int = execution(500, ge=1)
     keep: int = execution(2, ge=1)
     log_every: int = execution(10, ge=1)

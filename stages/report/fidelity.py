@@ -1,4 +1,4 @@
-"""What each codec costs the student, as the certificates measured it before anything was stored."""
+"""What each codec costs the student, as the certificates measured it."""
 
 from collections.abc import Mapping
 from html import escape
@@ -21,19 +21,26 @@ FLOOR = 1e-7  # a loss of gradient under this is drawn as this: float32 tells no
 
 def fidelity(report: Report) -> str:
     """A table and a plot a column: bytes of a picture against the loss of gradient."""
-    found = [read_certificate(artifact) for artifact in report.under("certificate").values()]
+    found = {name: read_certificate(artifact) for name, artifact in report.under("certificate").items()}
     if not found:
         return ""
+    pictures = max(certificate["pictures"] for certificate in found.values())
     said = (
-        f"On {plural(found[0]['pictures'], 'picture')} with the teacher live, through the student as it begins. Error: "
+        f"On {plural(pictures, 'picture')} with the teacher live, through the student as it begins. Error: "
         "of the map, relative. Loss: change of the distillation loss. Gradient: cosine with the gradient of the live loss, at "
         "the start, and late, when the loss has fallen to a tenth. With a dot: what this run stored."
     )
-    return lead(said) + "".join(map(_column, found))
+    return lead(said) + "".join(_column(certificate, _stored(report, name)) for name, certificate in found.items())
 
 
-def _column(certificate: Mapping[str, Any]) -> str:
-    rows, own = certificate["codecs"], certificate["codec"]
+def _stored(report: Report, column: str) -> str:
+    """The codec that the column has in this run."""
+    features = report.under("features").get(column)
+    return features.table.spec.codec if features and features.table and features.table.spec else ""
+
+
+def _column(certificate: Mapping[str, Any], own: str) -> str:
+    rows = certificate["codecs"]
     dots = [
         plots.Dot(row["bytes_an_image"], max(1 - worst_cosine(row), FLOOR), row["codec"], row["codec"] == own) for row in rows
     ]

@@ -11,9 +11,6 @@ Stages = tuple[int, int, int, int]
 Layer = Literal["image_embed", "high_res_1", "high_res_0"]
 # The finer a map, the fewer channels the mask decoder takes of it.
 NARROWER: dict[Layer, int] = {"image_embed": 1, "high_res_1": 4, "high_res_0": 8}
-Layer = Literal["image_embed", "high_res_1", "high_res_0"]
-# The decoder takes the finer levels with fewer channels.
-NARROWER: dict[Layer, int] = {"image_embed": 1, "high_res_1": 4, "high_res_0": 8}
 
 
 class Sam2Sizes(Config):
@@ -43,7 +40,6 @@ class Sam2Config(Config):
     sizes: Sam2Sizes | None = None
     image_size: int = Field(1024, multiple_of=32, gt=0)
     channels: int = Field(256, multiple_of=8, gt=0)
-    layer: Layer = "image_embed"
     layer: Layer = "image_embed"
     dtype: Dtype = "bfloat16"
     points_per_side: int = Field(32, gt=0)

@@ -85,7 +85,8 @@ def drive(job: Work, progress: Progress) -> None:
         return
     refuse_stale(job.output, before, "segments")
     started = _now()
-    begin(job.output)
+    if type(job.output) is Artifact:  # the weak writer notes nothing
+        begin(job.output, job.inputs)
     outcome = run_map(job, progress)
     job.output.seal(started, _now(), job.inputs, code="c", packages={}, summary={}, failures=outcome.failures)
 

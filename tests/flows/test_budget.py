@@ -82,8 +82,8 @@ def test_training_refuses_a_column_whose_certificate_is_low(config):
     rows = {row["codec"]: row for row in read_certificate(found["certificate/mask2former"])["codecs"]}
     assert rows["pca2-int8"]["late_gradient_cosine"] < rows["pca8-int8"]["late_gradient_cosine"] < rows["bf16"]["cosine"] + 1e-9
     with pytest.raises(StageFailed, match=r"features.mask2former: pca2-int8 turns the student's gradient: cosine 0\.\d+, less"):
-        demand(found["certificate/mask2former"], 0.999)
-    demand(found["certificate/sam2"], 0.999)
+        demand(found["certificate/mask2former"], "pca2-int8", 0.999)
+    demand(found["certificate/sam2"], "bf16", 0.999)
 
 
 def test_a_column_added_to_an_old_pool_writes_its_own_bytes_and_no_others(config):
@@ -115,6 +115,26 @@ def test_a_teacher_whose_features_have_moved_is_stopped_before_it_mixes_them(con
     added = ['features.late.teacher="sam2"', "features.late.grid=[2, 2]"]
     with pytest.raises(StaleArtifact, match="moved"):
         start(project_of(config, *added), ["features/late"], None)
+
+
+def test_a_passport_is_not_made_anew_over_features_that_it_did_not_see(config):
+    added = ['features.coarse.teacher="sam2"', "features.coarse.grid=[4, 4]", 'features.coarse.codec="int8"']
+    with pytest.raises(ConfigError, match=r"--rebuild passport/sam2: it would vouch for features/coarse.*Add --rebuild"):
+        start(project_of(config, *added), ["passport/sam2"], ["passport/sam2"])
+
+
+def test_a_codec_of_the_ladder_needs_no_other_certificate(config):
+    before, after = (
+        artifacts(steps_of(project_of(config, *sets)), Folder(str(config.parent / "runs")))["certificate/sam2"].fingerprint
+        for sets in ([], ['features.sam2.codec="int8"', "loss.distillation.sam2.weight=0.25"])
+    )
+    assert before == after
+
+
+def test_a_column_on_another_grid_is_certified_without_points(config):
+    fixed = project_of(config, "features.sam2.grid=[4, 4]", "certificate.pictures=1")
+    (step,) = [step for step in steps_of(fixed) if step.name == "certificate/sam2"]
+    assert step.stage._codecs() == ["bf16", "int8", "pca8-int8"]
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ from prefect.runtime import flow_run
 
 from flows.config import Project
 from flows.graph import Step, artifacts
-from flows.states import StepResult
-from flows.steps import as_task
+from flows.states import StepResult, state_of
+from flows.steps import as_task, make_step
+from schemas.artifact import RECORD
 from schemas.errors import BrokenArtifact, StageFailed, StaleArtifact
 from schemas.storage import Folder
+from schemas.tables import SEGMENTS
 from tests.flows.tiny import SHARDS, chain
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -95,7 +97,8 @@ def test_an_error_comes_out_as_itself_and_leaves_no_record(workspace, diary, tmp
     trap.touch()
     with pytest.raises(StageFailed, match="the trap snapped"):
         carry_out(chain(diary, trap=trap), workspace)
-    assert sorted(workspace.child("group/copied").names()) == ["shard-00000.parquet", "shard-00001.parquet"]
+    left = sorted(workspace.child("group/copied").names())
+    assert left == ["identity.json", "shard-00000.parquet", "shard-00001.parquet"]
 
 
 def test_incomplete_inputs_are_named(workspace, diary):
@@ -110,3 +113,26 @@ def carry_out_last(steps: list[Step], workspace: Folder) -> None:
         return "done"
 
     the_last()
+
+
+def test_what_was_half_made_from_other_bytes_is_refused(tmp_path):
+    """The input was made again under the same fingerprint and is of other bytes: what was begun with the old ones does not go
+    on with the new."""
+    quiet: Any = lambda done, total, unit, note="": None  # noqa: E731
+    steps = chain(tmp_path / "diary", trap=tmp_path / "trap")
+    found = artifacts(steps, Folder(str(tmp_path / "runs")))
+    make_step(steps[0], found, quiet)
+    (tmp_path / "trap").touch()
+    with pytest.raises(StageFailed, match="the trap snapped"):
+        make_step(steps[1], found, quiet)
+    assert state_of(found["group/copied"], steps[1].inputs_in(found)).kind == "partial"
+    counted = found["counted"]
+    counted.folder.remove(RECORD)
+    counted.write(0, SEGMENTS.rows([{"image_key": f"0-{row}", "segments": []} for row in (2, 1, 0)]))
+    counted.seal("2020-01-01T00:00:00", "2020-01-01T00:00:01", {}, code="", packages={})
+    state = state_of(found["group/copied"], steps[1].inputs_in(found))
+    assert (state.kind, state.reason, state.by_inputs) == ("stale", "input counted changed", True)
+    with pytest.raises(StaleArtifact, match="input counted changed"):
+        make_step(steps[1], found, quiet)
+    made = make_step(steps[1], found, quiet, rebuild="counted")
+    assert made.how == "computed"

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 from schemas.codecs import Basis
 from schemas.features import FeatureSpec
 from schemas.grids import PatchGrid
-from student.config import TeacherLoss
 from student.features import Column, Stored
 from student.fidelity import Judge, Reading, mean
 from tests.student.micro import micro_config, micro_vocabulary, picture
@@ -23,7 +22,7 @@ def scene(request, rng):
     judge = Judge(
         config=config,
         vocabulary=micro_vocabulary(),
-        loss=TeacherLoss(reads=request.param),
+        reads=request.param,
         channels=CHANNELS,
         seed=0,
         device="cpu",

@@ -64,6 +64,8 @@ workers = 1
 
 [resources.steps]
 images = {{ beam_options = [] }}
+passport = {{ device = "cpu", threads = 1 }}
+certificate = {{ device = "cpu", threads = 1 }}
 features = {{ device = "cpu", gpus = 0.0, threads = 1 }}
 "segments/mask2former" = {{ device = "cpu", gpus = 0.0, threads = 1 }}
 train = {{ device = "cpu", gpus = 0.0, threads = 1 }}

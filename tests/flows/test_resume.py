@@ -87,7 +87,7 @@ def test_three_kills_cost_nothing_that_was_done(unbroken, tmp_path):
     assert not any(name.endswith(".tmp") for name in Folder(str(workspace)).tree())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_training_on_ray_takes_its_workers_with_it(unbroken, tmp_path, number):
     workspace = tmp_path / "interrupted"  # named relatively below: Ray's workers stand in directories of their own
     shutil.copytree(unbroken.parent / "runs", workspace, ignore=shutil.ignore_patterns("train", "predictions", "report"))

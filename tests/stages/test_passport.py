@@ -74,7 +74,7 @@ def test_another_network_is_refused_by_what_moved(sealed):
     assert "\n" not in line and len(line) < 600
     assert "the teacher's features moved (weights: digest " in line
     assert "features: mean of channel" in line and "more statistics" in line
-    assert line.startswith(sealed.where) and "Run with --rebuild passport/sam2 and what follows" in line
+    assert line.startswith(sealed.where) and "run with --rebuild passport/sam2 and --rebuild of the features" in line
 
 
 def test_the_teacher_that_was_handed_in_is_the_one_that_is_asked(sealed):

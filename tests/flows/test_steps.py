@@ -18,6 +18,7 @@ from schemas.artifact import RECORD
 from schemas.errors import BrokenArtifact, StageFailed, StaleArtifact
 from schemas.storage import Folder
 from schemas.tables import SEGMENTS
+from tests.flows.processes import until
 from tests.flows.tiny import SHARDS, chain
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -61,7 +62,7 @@ def test_the_run_tells_what_was_done_and_why(workspace, diary):
     *_, first = carry_out(chain(diary), workspace)
     *_, second = carry_out(chain(diary), workspace)
     with get_client(sync_client=True) as client:
-        states = {run.name: run.state for run in client.read_task_runs(flow_run_filter=only(second))}
+        states = until(lambda: states_told(client, second))
         found = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[first])))
     assert {state.name for state in states.values()} == {"Reused"}
     assert states["group/copied"].message.startswith("complete as ")
@@ -71,6 +72,12 @@ def test_the_run_tells_what_was_done_and_why(workspace, diary):
     table = {row["what"]: row["value"] for row in json.loads(pages["tiny-step-group-copied"].data)}
     assert (table["how"], table["why"], table["rows"], table["errors"]) == ("computed", "nothing was there", 12, 0)
     assert table["bytes"] > 0
+
+
+def states_told(client: Any, run: Any) -> dict[str, Any]:
+    """The states of the run's tasks once the server has heard of every end: it writes them down from events, after the run."""
+    states = {task.name: task.state for task in client.read_task_runs(flow_run_filter=only(run))}
+    return states if len(states) == 3 and all(state.is_final() for state in states.values()) else {}
 
 
 def only(run: Any) -> FlowRunFilter:

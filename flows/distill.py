@@ -29,7 +29,7 @@ from flows.steps import as_task
 from schemas.artifact import Artifact
 from schemas.errors import ConfigError, DataError
 from schemas.storage import Folder
-from stages.base import ABSENT
+from stages.weights import ABSENT
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from schemas.errors import ConfigError
 from schemas.storage import Folder
 from schemas.tables import Table
 from stages.annotations import AnnotationsStage
-from stages.base import ABSENT, Resources, Stage
+from stages.base import Resources, Stage
 from stages.basis import BasisStage
 from stages.certificate import CertificateStage
 from stages.features import FeaturesStage
@@ -27,6 +27,7 @@ from stages.sources.config import CocoSource
 from stages.sources.shapes.config import ShapesConfig
 from stages.train import TrainStage
 from stages.vocabulary import VocabularyStage
+from stages.weights import ABSENT
 
 Part = Literal["build_data", "train_student", "evaluate_student"]
 WEIGHTS: tuple[Literal["trained", "untrained"], ...] = ("trained", "untrained")

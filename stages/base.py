@@ -20,12 +20,13 @@ from schemas.errors import StageFailed
 from schemas.row_errors import ErrorClass, RowError
 from schemas.tables import Table
 from stages.waivers import read_waivers
+from stages.weights import random_weights_note, weights_digest
+from teachers.base import NetworkConfig
 
 Tables = Mapping[str, pa.Table]
 Inputs = Mapping[str, Artifact]
 ShardFunction = Callable[[Tables], pa.Table]
 
-ABSENT = "not there"
 MOST_LINES = 1000
 
 
@@ -69,14 +70,19 @@ class Stage(Config, ABC):
     def table(self) -> Table | None:
         """The table it makes; None for plain files."""
 
+    def opens(self) -> NetworkConfig | None:
+        """The frozen network that it opens, if any."""
+        return None
+
     def outside(self) -> dict[str, str]:
-        """Digests of what it reads that is no artifact (source files, weights): they are part of the identity. ABSENT in the
-        place of a digest is no obstacle to reading what was made when it was there, only to making more."""
-        return {}
+        """Digests of what it reads that is no artifact (source files, weights): they are part of the identity."""
+        network = self.opens()
+        return weights_digest(network) if network else {}
 
     def notes(self) -> list[str]:
         """What whoever reads a plan, a record or a report must know, such as that a teacher's weights are random."""
-        return []
+        network = self.opens()
+        return random_weights_note(network) if network else []
 
 
 class MapStage(Stage):

@@ -12,7 +12,7 @@ from schemas.grids import Grid, grid_of
 from schemas.pictures import decode
 from schemas.tables import Table
 from stages.base import Inputs, JobStage, Outcome, Progress, Resources
-from stages.features import random_weights_note, weights_digest
+from teachers.base import NetworkConfig
 from teachers.config import TeacherConfig
 
 FILE = "basis.npy"
@@ -29,11 +29,8 @@ class BasisStage(JobStage):
     def table(self) -> Table | None:
         return None
 
-    def outside(self) -> dict[str, str]:
-        return weights_digest(self.teacher)
-
-    def notes(self) -> list[str]:
-        return random_weights_note(self.teacher)
+    def opens(self) -> NetworkConfig:
+        return self.teacher
 
     def run(self, inputs: Inputs, output: Artifact, resources: Resources, progress: Progress) -> Outcome:
         from teachers.build import build_teacher

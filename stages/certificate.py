@@ -22,9 +22,9 @@ from schemas.pictures import decode
 from schemas.tables import Table
 from stages.base import Inputs, JobStage, Outcome, Progress, Resources
 from stages.basis import Moments, some_pictures
-from stages.features import random_weights_note, weights_digest
 from stages.vocabulary import FILE as VOCABULARY
 from student.config import StudentConfig
+from teachers.base import NetworkConfig
 from teachers.config import TeacherConfig
 
 FILE = "certificate.json"
@@ -48,11 +48,8 @@ class CertificateStage(JobStage):
     def table(self) -> Table | None:
         return None
 
-    def outside(self) -> dict[str, str]:
-        return weights_digest(self.teacher)
-
-    def notes(self) -> list[str]:
-        return random_weights_note(self.teacher)
+    def opens(self) -> NetworkConfig:
+        return self.teacher
 
     def run(self, inputs: Inputs, output: Artifact, resources: Resources, progress: Progress) -> Outcome:
         from teachers.build import build_teacher

@@ -1,28 +1,26 @@
 """IMAGES -> features(spec): what a frozen teacher sees in each picture, made once."""
 
+import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from schemas import tables
-from schemas.artifact import file_digest
 from schemas.codecs import Basis
-from schemas.config import fingerprint
 from schemas.features import CodecName, FeatureSpec
 from schemas.grids import Grid
 from schemas.pictures import decode
-from schemas.storage import Folder
 from schemas.tables import Table, feature_row
-from stages.base import ABSENT, Inputs, MapStage, Resources, ShardFunction
+from stages.base import Inputs, MapStage, Resources, ShardFunction
 from stages.isolate import row_error_of
 from stages.pipeline import Pipeline
-from teachers.base import Teacher
+from teachers.base import NetworkConfig, Teacher
 from teachers.config import TeacherConfig
 
 Row = dict[str, Any]
+_log = logging.getLogger(__name__)
 
 
 class FeaturesStage(MapStage):
@@ -49,11 +47,8 @@ class FeaturesStage(MapStage):
     def table(self) -> Table:
         return tables.features(self.spec)
 
-    def outside(self) -> dict[str, str]:
-        return weights_digest(self.teacher)
-
-    def notes(self) -> list[str]:
-        return random_weights_note(self.teacher)
+    def opens(self) -> NetworkConfig:
+        return self.teacher
 
     def open(self, resources: Resources, whole: Inputs) -> ShardFunction:
         """On the CPU the network has the threads, one more does what is around it, and pictures are shown one by one, for the
@@ -65,29 +60,12 @@ class FeaturesStage(MapStage):
         on_cpu = resources.device == "cpu"
         teacher = build_teacher(self.teacher, resources.device, resources.threads if on_cpu else 1)
         if "passport" in whole:
-            require_same(whole["passport"], self.teacher, resources, teacher)
+            for fact in require_same(whole["passport"], self.teacher, resources, teacher):
+                _log.warning("%s: %s, and its features have not moved", self.name, fact)
         basis = read_basis(whole["basis"]) if self.spec.components else None
         batch, threads = (1, 1) if on_cpu else (resources.batch, resources.threads)
         line = extraction(teacher, self.spec, basis, batch=batch, threads=threads)
         return lambda inputs: extract(line, inputs["images"], self.table())
-
-
-def weights_digest(teacher: TeacherConfig) -> dict[str, str]:
-    """A digest of the local weight files that are read, so that other weights under the same name are another identity."""
-    if teacher.is_random:
-        return {}
-    path = Path(teacher.folder or ABSENT)
-    folder = Folder(str(path.parent if path.is_file() else path))
-    names = [path.name] if path.is_file() else [name for name in folder.names() if _is_read(name)]
-    return {"weights": fingerprint({name: file_digest(folder, name) for name in names}) if names else ABSENT}
-
-
-def _is_read(name: str) -> bool:
-    return name == "config.json" or name.endswith((".safetensors", ".safetensors.index.json", ".bin"))
-
-
-def random_weights_note(teacher: TeacherConfig) -> list[str]:
-    return [f"the weights of {teacher.kind} are random (seed {teacher.seed}), not trained"] if teacher.is_random else []
 
 
 def extraction(

@@ -6,8 +6,7 @@ from schemas.artifact import Artifact
 from schemas.errors import BrokenArtifact, StaleArtifact
 from schemas.tables import Table
 from stages.base import Inputs, JobStage, Outcome, Progress, Resources
-from stages.features import random_weights_note, weights_digest
-from teachers.base import Teacher
+from teachers.base import NetworkConfig, Teacher
 from teachers.build import build_teacher
 from teachers.config import TeacherConfig
 from teachers.passport import Passport, changed_facts, drift, passport, passport_of
@@ -24,11 +23,8 @@ class PassportStage(JobStage):
     def table(self) -> Table | None:
         return None
 
-    def outside(self) -> dict[str, str]:
-        return weights_digest(self.teacher)
-
-    def notes(self) -> list[str]:
-        return random_weights_note(self.teacher)
+    def opens(self) -> NetworkConfig:
+        return self.teacher
 
     def run(self, inputs: Inputs, output: Artifact, resources: Resources, progress: Progress) -> Outcome:
         made = passport(self.teacher, resources.device, resources.threads)

@@ -12,8 +12,8 @@ from schemas.regions import Rle, Segment
 from schemas.tables import SEGMENTS, Table, revive
 from stages.base import Inputs, MapStage, Resources, ShardFunction, Tables
 from stages.deadline import heartbeat
-from stages.features import random_weights_note, weights_digest
 from stages.isolate import isolate, row_error_of
+from teachers.base import NetworkConfig
 from teachers.config import TeacherConfig
 
 
@@ -26,11 +26,8 @@ class SegmentsStage(MapStage):
     def table(self) -> Table:
         return SEGMENTS
 
-    def outside(self) -> dict[str, str]:
-        return weights_digest(self.teacher) if self.teacher else {}
-
-    def notes(self) -> list[str]:
-        return random_weights_note(self.teacher) if self.teacher else []
+    def opens(self) -> NetworkConfig | None:
+        return self.teacher
 
     def open(self, resources: Resources, whole: Inputs) -> ShardFunction:
         find = _annotated if self.teacher is None else self._propose(resources)

@@ -1,16 +1,41 @@
-"""What a teacher is to the rest of the house: an image in, numpy out, no torch in sight.
+"""What a teacher is to the rest of the house: a config that names a network and its weights; an image in, numpy out.
 
 Images are HWC uint8 RGB, maps are CHW float32, masks are bool HW at the size of their image. A grid is (height, width).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
+from pydantic import model_validator
+
+from schemas.config import Config, execution
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Grid = tuple[int, int]
+
+
+class NetworkConfig(Config):
+    """A frozen network. `weights` picks the defaults of the other fields, which `presets` has for each name that it knows;
+    "random" is a micro network, whose weights are drawn from `seed`."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    kind: str
+    weights: str = "random"
+    folder: str | None = execution(None)
+    seed: int = 0
+    dtype: Dtype = "bfloat16"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, data: Any) -> Any:
+        return cls.presets.get(data.get("weights", "random"), {}) | data if isinstance(data, dict) else data
+
+    @property
+    def is_random(self) -> bool:
+        return self.weights == "random"
 
 
 class Teacher(Protocol):

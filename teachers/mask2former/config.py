@@ -7,10 +7,10 @@ published it.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from schemas.config import Config, execution
-from teachers.base import Dtype
+from schemas.config import Config
+from teachers.base import NetworkConfig
 
 Stages = tuple[int, int, int, int]
 
@@ -44,50 +44,6 @@ class Mask2FormerSizes(Config):
     query_layers: int = 9
     query_mlp: int = 2048
     decoder_heads: int = 8
-
-
-class Mask2FormerConfig(Config):
-    """Mask2Former's mask features (pixel decoder, stride 4 of its input) and its panoptic or instance segmentation.
-
-    An image is resized so that its shorter side is `shortest_edge`, or less where its longer side would exceed
-    `longest_edge`; then both are rounded up to a multiple of 32. Labels below `things` are countable things.
-    `min_score` bounds a region's class score in the panoptic task, class score times mask score in the instance task;
-    `min_overlap` is for the first alone, `max_instances` for the second.
-    """
-
-    kind: Literal["mask2former"] = "mask2former"
-    weights: str = "random"
-    folder: str | None = execution(None)
-    backend: Literal["transformers", "detectron2"] = "transformers"
-    seed: int = 0
-    sizes: Mask2FormerSizes | None = None
-    shortest_edge: int = Field(800, gt=0)
-    longest_edge: int = Field(1333, gt=0)
-    channels: int = Field(256, multiple_of=32, gt=0)
-    dtype: Dtype = "bfloat16"
-    task: Literal["panoptic", "instance"] = "panoptic"
-    things: int = 80
-    min_score: float = 0.8
-    min_overlap: float = 0.8
-    max_instances: int = Field(100, gt=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, data: Any) -> Any:
-        return PRESETS.get(data.get("weights", "random"), {}) | data if isinstance(data, dict) else data
-
-    @property
-    def is_random(self) -> bool:
-        return self.weights == "random"
-
-    @property
-    def layer(self) -> str:
-        return "mask_features"
-
-    @property
-    def feature_channels(self) -> int:
-        """Of the maps that it gives as a teacher."""
-        return self.channels
 
 
 # A random network scores all regions much alike and spreads each over the whole picture: its thresholds let all pass.
@@ -143,3 +99,36 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mask2former/coco/panoptic/maskformer2_R50_bs16_50ep": _panoptic(RESNET_50),
     "mask2former/coco/instance/maskformer2_R50_bs16_50ep": _instance(RESNET_50),
 }
+
+
+class Mask2FormerConfig(NetworkConfig):
+    """Mask2Former's mask features (pixel decoder, stride 4 of its input) and its panoptic or instance segmentation.
+
+    An image is resized so that its shorter side is `shortest_edge`, or less where its longer side would exceed
+    `longest_edge`; then both are rounded up to a multiple of 32. Labels below `things` are countable things.
+    `min_score` bounds a region's class score in the panoptic task, class score times mask score in the instance task;
+    `min_overlap` is for the first alone, `max_instances` for the second.
+    """
+
+    presets = PRESETS
+
+    kind: Literal["mask2former"] = "mask2former"
+    backend: Literal["transformers", "detectron2"] = "transformers"
+    sizes: Mask2FormerSizes | None = None
+    shortest_edge: int = Field(800, gt=0)
+    longest_edge: int = Field(1333, gt=0)
+    channels: int = Field(256, multiple_of=32, gt=0)
+    task: Literal["panoptic", "instance"] = "panoptic"
+    things: int = 80
+    min_score: float = 0.8
+    min_overlap: float = 0.8
+    max_instances: int = Field(100, gt=0)
+
+    @property
+    def layer(self) -> str:
+        return "mask_features"
+
+    @property
+    def feature_channels(self) -> int:
+        """Of the maps that it gives as a teacher."""
+        return self.channels

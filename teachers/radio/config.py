@@ -2,10 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from schemas.config import Config, execution
-from teachers.base import Dtype
+from schemas.config import Config
+from teachers.base import NetworkConfig
 
 
 class RadioSizes(Config):
@@ -16,43 +16,6 @@ class RadioSizes(Config):
     heads: int
     mlp: int
     patch: int = 16
-
-
-class RadioConfig(Config):
-    """RADIO's spatial features: the patches of its last block, a grid of one sixteenth of its input.
-
-    An image is resized so that its shorter side is `shortest_edge`, then to the nearest multiples of the patch size.
-    `aligned_corners` says how the table of positions is resized to an image's grid: the code published with RADIO 2.5 puts
-    its corners onto those of the grid, that of C-RADIOv4 and of transformers its cells; other positions, other features.
-    """
-
-    kind: Literal["radio"] = "radio"
-    weights: str = "random"
-    folder: str | None = execution(None)
-    seed: int = 0
-    sizes: RadioSizes | None = None
-    shortest_edge: int = Field(768, gt=0)
-    aligned_corners: bool = False
-    channels: int = Field(1024, multiple_of=8, gt=0)
-    dtype: Dtype = "bfloat16"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, data: Any) -> Any:
-        return PRESETS.get(data.get("weights", "random"), {}) | data if isinstance(data, dict) else data
-
-    @property
-    def is_random(self) -> bool:
-        return self.weights == "random"
-
-    @property
-    def layer(self) -> str:
-        return "spatial_features"
-
-    @property
-    def feature_channels(self) -> int:
-        """Of the maps that it gives as a teacher."""
-        return self.channels
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -78,3 +41,29 @@ PRESETS: dict[str, dict[str, Any]] = {
         "channels": 1280,
     },
 }
+
+
+class RadioConfig(NetworkConfig):
+    """RADIO's spatial features: the patches of its last block, a grid of one sixteenth of its input.
+
+    An image is resized so that its shorter side is `shortest_edge`, then to the nearest multiples of the patch size.
+    `aligned_corners` says how the table of positions is resized to an image's grid: the code published with RADIO 2.5 puts
+    its corners onto those of the grid, that of C-RADIOv4 and of transformers its cells; other positions, other features.
+    """
+
+    presets = PRESETS
+
+    kind: Literal["radio"] = "radio"
+    sizes: RadioSizes | None = None
+    shortest_edge: int = Field(768, gt=0)
+    aligned_corners: bool = False
+    channels: int = Field(1024, multiple_of=8, gt=0)
+
+    @property
+    def layer(self) -> str:
+        return "spatial_features"
+
+    @property
+    def feature_channels(self) -> int:
+        """Of the maps that it gives as a teacher."""
+        return self.channels

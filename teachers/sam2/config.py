@@ -2,10 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from schemas.config import Config, execution
-from teachers.base import Dtype
+from schemas.config import Config
+from teachers.base import NetworkConfig
 
 Stages = tuple[int, int, int, int]
 Layer = Literal["image_embed", "high_res_1", "high_res_0"]
@@ -24,42 +24,6 @@ class Sam2Sizes(Config):
     position_grid: tuple[int, int] = (7, 7)
     decoder_heads: int = 8
     decoder_mlp: int = 2048
-
-
-class Sam2Config(Config):
-    """One of SAM 2.1's three maps of an image, and its mask generator.
-
-    At full size `image_embed` is 256x64x64, `high_res_1` 64x128x128 and `high_res_0` 32x256x256. Images are squashed to a
-    square of `image_size`. `sizes` describes weights that come without a `config.json` and checks those that come with one.
-    """
-
-    kind: Literal["sam2"] = "sam2"
-    weights: str = "random"
-    folder: str | None = execution(None)
-    seed: int = 0
-    sizes: Sam2Sizes | None = None
-    image_size: int = Field(1024, multiple_of=32, gt=0)
-    channels: int = Field(256, multiple_of=8, gt=0)
-    layer: Layer = "image_embed"
-    dtype: Dtype = "bfloat16"
-    points_per_side: int = Field(32, gt=0)
-    min_score: float = 0.8
-    min_stability: float = 0.95
-    max_overlap: float = 0.7
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, data: Any) -> Any:
-        return PRESETS.get(data.get("weights", "random"), {}) | data if isinstance(data, dict) else data
-
-    @property
-    def is_random(self) -> bool:
-        return self.weights == "random"
-
-    @property
-    def feature_channels(self) -> int:
-        """Of the maps that it gives as a teacher."""
-        return self.channels // NARROWER[self.layer]
 
 
 # A random network scores all regions much alike and spreads each over the whole picture: its thresholds let all pass.
@@ -117,3 +81,28 @@ PRESETS: dict[str, dict[str, Any]] = {
         }
     },
 }
+
+
+class Sam2Config(NetworkConfig):
+    """One of SAM 2.1's three maps of an image, and its mask generator.
+
+    At full size `image_embed` is 256x64x64, `high_res_1` 64x128x128 and `high_res_0` 32x256x256. Images are squashed to a
+    square of `image_size`. `sizes` describes weights that come without a `config.json` and checks those that come with one.
+    """
+
+    presets = PRESETS
+
+    kind: Literal["sam2"] = "sam2"
+    sizes: Sam2Sizes | None = None
+    image_size: int = Field(1024, multiple_of=32, gt=0)
+    channels: int = Field(256, multiple_of=8, gt=0)
+    layer: Layer = "image_embed"
+    points_per_side: int = Field(32, gt=0)
+    min_score: float = 0.8
+    min_stability: float = 0.95
+    max_overlap: float = 0.7
+
+    @property
+    def feature_channels(self) -> int:
+        """Of the maps that it gives as a teacher."""
+        return self.channels // NARROWER[self.layer]

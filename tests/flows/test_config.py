@@ -13,7 +13,7 @@ from schemas.artifact import Artifact
 from schemas.config import override, parse, read_toml
 from schemas.errors import ConfigError, DataError
 from schemas.storage import Folder
-from stages.base import ABSENT
+from stages.weights import ABSENT
 from tests.flows.conftest import QUICKSTART
 
 

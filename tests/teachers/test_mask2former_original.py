@@ -346,14 +346,13 @@ def test_a_resnet_that_detectron2_does_not_have_is_refused():
         detectron.describe(Node(), RESNET.sizes, 32)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("backbone", ["swin", "resnet"])
 @pytest.mark.filterwarnings("ignore")
 def test_the_original_network_gives_the_same_features(backbone, pictures, tmp_path):
     """Where detectron2, the authors' package with its CUDA kernel, and a GPU are at hand."""
     pytest.importorskip("detectron2")
     pytest.importorskip("mask2former")
-    if not torch.cuda.is_available():
-        pytest.skip("the original's deformable attention is a CUDA kernel")
     sizes = SWIN.sizes.model_copy(update={"pixel_mlp": 1024, "pixel_layers": 2})
     if backbone == "resnet":
         sizes = sizes.model_copy(update={"backbone": ResNet(blocks=(3, 4, 6, 3))})

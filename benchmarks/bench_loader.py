@@ -185,7 +185,7 @@ def rows_of(folder: Path, name: str) -> list[bytes]:
 def batches(corpus: Corpus, readers: int, steps: int) -> Generator[Batch]:
     """As training makes them."""
     order = Order(0, len(corpus))
-    make = lambda step: collate(corpus.examples(order.between(step * BATCH, (step + 1) * BATCH)), VOCABULARY.end_of_text)  # noqa: E731
+    make = lambda step: collate(corpus.examples(order.between(step * BATCH, (step + 1) * BATCH)))  # noqa: E731
     if readers:
         yield from ahead(make, range(steps), depth=AHEAD, threads=readers)
     else:

@@ -186,7 +186,7 @@ def coming(corpus: Corpus, batch: int) -> Generator[tuple[list[int], Batch]]:
 
     def make(step: int) -> tuple[list[int], Batch]:
         numbers = order.between(step * batch, (step + 1) * batch)
-        return numbers, collate(corpus.examples(numbers), VOCABULARY.end_of_text)
+        return numbers, collate(corpus.examples(numbers))
 
     return ahead(make, count(), depth=AHEAD, threads=READERS)
 

@@ -91,7 +91,7 @@ class Judge:
     def _look_at(self, image_HWC: np.ndarray) -> Tensor:
         """(1, h, w, K): the tensor that the teacher is held against."""
         example = encode(self._vocabulary, self._config, turns=[(QUESTION, ANSWER)], image=image_HWC)
-        output = self._student(collate([example], self._vocabulary.end_of_text).to(self._device), every_picture=True)
+        output = self._student(collate([example]).to(self._device), every_picture=True)
         if self._reads == "patches":
             return output.patches[0][None]
         return output.mask_features[0].permute(1, 2, 0)[None]

@@ -1,11 +1,10 @@
 """Greedy answers, several dialogues at a time, and a mask for every [SEG] in them.
 
 A prompt is read once as a whole, with the picture seeing itself (the same states as in training); from then on each new
-token sees the keys and values kept from before. Prompts are padded on the right, so a row's new tokens lie behind its
-padding, which they do not see; their positions go on from the row's own last one. A mask's query is the state at its
-[SEG] itself, which is why every token is read, also the last.
+token sees the keys and values kept from before. Their positions go on from the prompt's own last one, which is its largest
+also where a picture ends it. A mask's query is the state at its [SEG] itself, which is why every token is read, also the last.
 
-Shapes: B rows, L prompt tokens, T tokens so far, H hidden, n masks, h×w mask grid.
+Shapes: B samples, R tokens of all prompts, T new tokens, H hidden, n masks, h×w mask grid.
 """
 
 from collections.abc import Sequence
@@ -16,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from student.layers import KeyValues
-from student.model import PixelSail, mask_logits
-from student.sequence import FIRST_PATCH, Batch, Example, collate
+from student.model import PixelSail, mask_logits, patch_states
+from student.sequence import Batch, Example, collate
+from student.sight import KeyValues
 from student.vocabulary import Vocabulary
 
 
@@ -55,16 +54,16 @@ def generate(
 
 
 def _together(model: PixelSail, vocabulary: Vocabulary, examples: Sequence[Example], max_new_tokens: int) -> list[Generated]:
-    device = next(model.parameters()).device
-    batch = collate(examples, vocabulary.end_of_text).to(device)
-    states_BLH, tokens_BT, new_states_BTH = _decode(model, vocabulary, batch, max_new_tokens)
+    batch = collate(examples).to(next(model.parameters()).device)
+    prompt_RH, tokens_BT, new_states_BTH = _decode(model, vocabulary, batch, max_new_tokens)
     answers = [_until_stop(tokens, vocabulary) for tokens in tokens_BT.tolist()]
+    prompts = [prompt_RH[span.rows] for span in batch.spans]
     asked = [
-        torch.cat((states_BLH[b, _prefix_segs(example, vocabulary)], new_states_BTH[b, _places(answers[b], vocabulary.seg)]))
+        torch.cat((prompts[b][_prefix_segs(example, vocabulary)], new_states_BTH[b, _places(answers[b], vocabulary.seg)]))
         for b, example in enumerate(examples)
     ]
-    shown = [_patches(states_BLH[b], example) if len(asked[b]) else None for b, example in enumerate(examples)]
-    features = model.mask_features(shown)
+    patches = patch_states(prompt_RH, batch)
+    features = model.mask_features([each if len(states) else None for each, states in zip(patches, asked, strict=True)])
     return [
         Generated(vocabulary.decode(answer).strip(), answer, _masks(model, states_nH, features_sHW))
         for answer, states_nH, features_sHW in zip(answers, asked, features, strict=True)
@@ -72,29 +71,29 @@ def _together(model: PixelSail, vocabulary: Vocabulary, examples: Sequence[Examp
 
 
 def _decode(model: PixelSail, vocabulary: Vocabulary, batch: Batch, max_new_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(prompt states BLH, new tokens BT, their states BTH) until every row has stopped; what follows a stop is noise.
+    """(prompt states RH, new tokens BT, their states BTH) until every sample has stopped; what follows a stop is noise.
 
-    The states are one fewer than the tokens where all rows have stopped: nobody asks for the state of a stop.
+    The states are one fewer than the tokens where all samples have stopped: nobody asks for the state of a stop.
     """
-    stops = torch.tensor([vocabulary.end_of_text, vocabulary.turn_end], device=batch.tokens_BL.device)
-    past, rows = KeyValues(), torch.arange(len(batch.sample_ids), device=batch.tokens_BL.device)
-    prompt_BLH = model.states(batch, past)
-    state_BH = prompt_BLH[rows, batch.lengths_B - 1]
-    position_B = batch.positions_3BL.amax(dim=(0, 2))
-    seen_BT = torch.arange(prompt_BLH.shape[1], device=rows.device) < batch.lengths_B[:, None]
-    stopped_B = torch.zeros_like(rows, dtype=torch.bool)
+    device = batch.tokens_R.device
+    stops = torch.tensor([vocabulary.end_of_text, vocabulary.turn_end], device=device)
+    past = KeyValues()
+    prompt_RH = model.states(batch, past)
+    last_B = torch.tensor([span.start + span.length - 1 for span in batch.spans], device=device)
+    state_BH, position_B = prompt_RH[last_B], batch.positions_3R[:, last_B].amax(dim=0)
+    stopped_B = torch.zeros_like(last_B, dtype=torch.bool)
     tokens: list[Tensor] = []
-    states: list[Tensor] = [prompt_BLH[:, :0]]
+    states: list[Tensor] = [prompt_RH.new_zeros(len(last_B), 0, prompt_RH.shape[1])]
     for _ in range(max_new_tokens):
         token_B = model.logits(state_BH).argmax(dim=-1)
         tokens.append(token_B)
         stopped_B |= torch.isin(token_B, stops)
         if stopped_B.all():
             break
-        position_B, seen_BT = position_B + 1, F.pad(seen_BT, (0, 1), value=True)
-        state_BH = model.next_states(token_B, position_B, past, seen_BT)
+        position_B = position_B + 1
+        state_BH = model.next_states(token_B, position_B, past)
         states.append(state_BH[:, None])
-    return prompt_BLH, torch.stack(tokens, dim=1), torch.cat(states, dim=1)
+    return prompt_RH, torch.stack(tokens, dim=1), torch.cat(states, dim=1)
 
 
 def _until_stop(tokens: list[int], vocabulary: Vocabulary) -> list[int]:
@@ -111,14 +110,6 @@ def _prefix_segs(example: Example, vocabulary: Vocabulary) -> list[int]:
     tokens = example.tokens_L.tolist()
     start = max(_places(tokens, vocabulary.end_of_text), default=-1)
     return [place for place in _places(tokens, vocabulary.seg) if place > start]
-
-
-def _patches(states_LH: Tensor, example: Example) -> Tensor | None:
-    """(h, w, H) states of the picture; None where there is none."""
-    if example.grid is None:
-        return None
-    h, w = example.grid
-    return states_LH[FIRST_PATCH : FIRST_PATCH + h * w].unflatten(0, (h, w))
 
 
 def _masks(model: PixelSail, states_nH: Tensor, features_sHW: Tensor | None) -> Tensor:

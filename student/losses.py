@@ -90,19 +90,19 @@ def losses(
 
 def lm_loss(output: Output, batch: Batch, config: LossConfig) -> Tensor:
     """Mean over the batch's supervised tokens of the cross-entropy times their sample's weight."""
-    next_labels_BL = batch.next_labels_BL
-    supervised_BL = next_labels_BL != IGNORED
+    next_labels_R = batch.next_labels_R
+    supervised_R = next_labels_R != IGNORED
     weights = [config.lm_with_masks if len(masks) else config.lm for masks in batch.masks]
-    weight_B1 = torch.tensor(weights, device=next_labels_BL.device)[:, None]
-    loss_S = F.cross_entropy(output.logits_SV.float(), next_labels_BL[supervised_BL], reduction="none")
-    return (loss_S * weight_B1.expand_as(next_labels_BL)[supervised_BL]).sum() / max(len(loss_S), 1)
+    weight_R = torch.cat([torch.full((span.length,), each) for span, each in zip(batch.spans, weights, strict=True)])
+    loss_S = F.cross_entropy(output.logits_SV.float(), next_labels_R[supervised_R], reduction="none")
+    return (loss_S * weight_R.to(loss_S.device)[supervised_R]).sum() / max(len(loss_S), 1)
 
 
 def mask_losses(output: Output, batch: Batch, config: LossConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(mask, dice) summed over the batch's masks and divided by their number, at points chosen anew each call."""
     pairs = [(logits, masks) for logits, masks in zip(output.mask_logits, batch.masks, strict=True) if len(masks)]
     groups = _grouped(pairs, lambda pair: (pair[0].shape[1:], pair[1].shape[1:]))
-    mask = dice = output.hidden_BLH.new_zeros((), dtype=torch.float32)
+    mask = dice = output.hidden_RH.new_zeros((), dtype=torch.float32)
     for group in groups:
         logits_nhw, masks_nHW = (torch.cat(part).float() for part in zip(*group, strict=True))
         at_points = point_losses(logits_nhw, masks_nHW, choose_points(logits_nhw, config, generator))

@@ -2,14 +2,15 @@
 
 What is unusual here:
 - There is no vision encoder. A 16×16 patch is one linear layer away from being a token.
-- Inside the image block attention is bidirectional, elsewhere causal, and positions have two axes (layers.py).
+- Inside the image block attention is bidirectional, elsewhere causal (sight.py), and positions have two axes (layers.py).
+- A batch is one row: its samples stand one behind the other, nothing is padded, and none sees another.
 - A marked region is a vector added to its patches (prompts.py), not a crop and not a coordinate in the text.
 - The last states of the patches, upsampled, are the picture's mask features; the state *at* each [SEG] is a query; a mask is
   their inner product, without bias or scale.
 - Attribute names are those of the reference checkpoint, so its tensors load by name.
 
-Shapes: B samples, L tokens, H hidden, N patches of all samples, V vocabulary, S supervised tokens, M queries; of one sample:
-h×w patch grid, h'×w' mask grid, s mask embedding, n masks.
+Shapes: R tokens and N patches of all samples, H hidden, V vocabulary, S supervised tokens, M queries; B samples that go on by
+one token each; of one sample: h×w patch grid, h'×w' mask grid, s mask embedding, n masks.
 """
 
 import math
@@ -22,9 +23,10 @@ from torch.nn import functional as F
 
 from schemas.errors import ConfigError
 from student.config import StudentConfig
-from student.layers import Block, KeyValues, RMSNorm, attention_mask, rotary
+from student.layers import Block, RMSNorm, rotary
 from student.prompts import prompt_vectors
 from student.sequence import IGNORED, Batch, Grid
+from student.sight import KeyValues, Next, Sight, Whole
 from student.upsample import two_layers, upsample_blocks
 from student.vocabulary import Vocabulary
 
@@ -33,12 +35,12 @@ from student.vocabulary import Vocabulary
 class Output:
     """What one forward pass gives.
 
-    hidden_BLH: last states, after the final norm. logits_SV: next-token logits where the next token is supervised, in the
+    hidden_RH: last states, after the final norm. logits_SV: next-token logits where the next token is supervised, in the
     order of the batch. Per sample, None where there is nothing: patches (h, w, H), mask_features (s, h', w'), mask_logits
     (n, h', w'). anchor: a zero that depends on every parameter the batch left idle, so that data-parallel training sees all.
     """
 
-    hidden_BLH: Tensor
+    hidden_RH: Tensor
     logits_SV: Tensor
     patches: list[Tensor | None]
     mask_features: list[Tensor | None]
@@ -94,40 +96,35 @@ class PixelSail(nn.Module):
 
         every_picture: make mask features of every picture, which a teacher may read; else only of samples with masks.
         """
-        hidden_BLH = self.states(batch)
-        flat_RH = hidden_BLH.flatten(0, 1)
-        patches = _patch_states(flat_RH, batch)
+        hidden_RH = self.states(batch)
+        patches = patch_states(hidden_RH, batch)
         counts = [len(masks) for masks in batch.masks]
         wanted = [states if every_picture or count else None for states, count in zip(patches, counts, strict=True)]
         features = self.mask_features(wanted)
-        asked_MH = flat_RH.index_select(0, _rows(batch.labels_BL == self.seg))
+        asked_MH = hidden_RH.index_select(0, _rows(batch.labels_R == self.seg))
         queries = self.queries(asked_MH).split(counts)
         return Output(
-            hidden_BLH=hidden_BLH,
-            logits_SV=self.logits(flat_RH.index_select(0, _rows(batch.next_labels_BL != IGNORED))),
+            hidden_RH=hidden_RH,
+            logits_SV=self.logits(hidden_RH.index_select(0, _rows(batch.next_labels_R != IGNORED))),
             patches=patches,
             mask_features=features,
             mask_logits=[mask_logits(*pair) if len(pair[0]) else None for pair in zip(queries, features, strict=True)],
-            anchor=flat_RH.new_zeros(()) if len(asked_MH) else self._idle_head(),
+            anchor=hidden_RH.new_zeros(()) if len(asked_MH) else self._idle_head(),
         )
 
     def states(self, batch: Batch, past: KeyValues | None = None) -> Tensor:
-        """(B, L, H) last states of whole sequences; with `past`, their keys and values are kept for `next_states`."""
+        """(R, H) last states of whole sequences; with `past`, their keys and values are kept for `next_states`."""
         decoder = self.single_transformer.model
-        x_BLH = decoder.embed_tokens(batch.tokens_BL) + self._pixels(batch)
+        x_RH = decoder.embed_tokens(batch.tokens_R) + self._pixels(batch)
         if decoder.vp_embed is not None:
             table_KH = decoder.embed_tokens(self.prompt_ids)
-            x_BLH = x_BLH + prompt_vectors(batch.prompt_index_BL, table_KH, decoder.vp_embed.weight)
-        return self._decoded(x_BLH, batch.positions_3BL, attention_mask(batch), past)
+            x_RH = x_RH + prompt_vectors(batch.prompt_index_R, table_KH, decoder.vp_embed.weight)
+        return self._decoded(x_RH, batch.positions_3R, Whole(batch.spans, x_RH.device, past))
 
-    def next_states(self, tokens_B: Tensor, positions_B: Tensor, past: KeyValues, seen_BT: Tensor | None = None) -> Tensor:
-        """(B, H) states of one more text token each, at a position that is the same on all axes.
-
-        seen_BT: bool over the tokens of `past` and this one, False where a row of `past` was padded; None sees them all.
-        """
-        x_B1H = self.single_transformer.model.embed_tokens(tokens_B[:, None])
-        seen = None if seen_BT is None else seen_BT[:, None, None]
-        return self._decoded(x_B1H, positions_B[None, :, None].expand(3, -1, -1), seen, past)[:, 0]
+    def next_states(self, tokens_B: Tensor, positions_B: Tensor, past: KeyValues) -> Tensor:
+        """(B, H) states of one more text token of each sample, at a position that is the same on all axes."""
+        x_BH = self.single_transformer.model.embed_tokens(tokens_B)
+        return self._decoded(x_BH, positions_B.expand(3, -1), Next(past))
 
     def logits(self, hidden_RH: Tensor) -> Tensor:
         """(…, V) next-token logits of last states."""
@@ -152,17 +149,17 @@ class PixelSail(nn.Module):
         return found
 
     def _pixels(self, batch: Batch) -> Tensor:
-        """(B, L, H): each patch's embedding at its place, zero elsewhere."""
+        """(R, H): each patch's embedding at its place, zero elsewhere."""
         weight = self.single_transformer.model.vis_embed.weight
         table_NH = F.pad(F.linear(batch.patches_NP.to(weight.dtype), weight), (0, 0, 0, 1))
-        return F.embedding(torch.where(batch.patch_index_BL < 0, len(table_NH) - 1, batch.patch_index_BL), table_NH)
+        return F.embedding(torch.where(batch.patch_index_R < 0, len(table_NH) - 1, batch.patch_index_R), table_NH)
 
-    def _decoded(self, x_BLH: Tensor, positions_3BL: Tensor, seen: Tensor | None, past: KeyValues | None) -> Tensor:
+    def _decoded(self, x_RH: Tensor, positions_3R: Tensor, sight: Sight) -> Tensor:
         decoder = self.single_transformer.model
-        turn = rotary(positions_3BL, self.config.head_dim, self.config.rope_theta)
+        turn = rotary(positions_3R, self.config.head_dim, self.config.rope_theta)
         for block in decoder.layers:
-            x_BLH = block(x_BLH, turn, seen, past)
-        return decoder.norm(x_BLH)
+            x_RH = block(x_RH, turn, sight)
+        return decoder.norm(x_RH)
 
     def _idle_head(self) -> Tensor:
         """Zero times the mask head's parameters."""
@@ -209,16 +206,15 @@ def mask_logits(queries_ns: Tensor, features_sHW: Tensor) -> Tensor:
     return torch.einsum("ns,shw->nhw", queries_ns, features_sHW)
 
 
-def _rows(chosen_BL: Tensor) -> Tensor:
-    """Where a (B, L) mask is True, counted through the flattened batch."""
-    return chosen_BL.flatten().nonzero()[:, 0]
+def _rows(chosen_R: Tensor) -> Tensor:
+    """Where it is True. Rows are picked by number: by a mask, the way back is several times as slow."""
+    return chosen_R.nonzero()[:, 0]
 
 
-def _patch_states(flat_RH: Tensor, batch: Batch) -> list[Tensor | None]:
+def patch_states(hidden_RH: Tensor, batch: Batch) -> list[Tensor | None]:
     """(h, w, H) states of each sample's patches. One gather: slicing sample by sample costs a zero tensor each backward."""
-    rows_N = _rows(batch.patch_index_BL >= 0)
     sizes: list[Grid] = [grid or (0, 0) for grid in batch.grids]
-    pieces = flat_RH.index_select(0, rows_N).split([h * w for h, w in sizes])
+    pieces = hidden_RH.index_select(0, _rows(batch.patch_index_R >= 0)).split([h * w for h, w in sizes])
     return [piece.unflatten(0, size) if len(piece) else None for piece, size in zip(pieces, sizes, strict=True)]
 
 

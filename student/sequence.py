@@ -7,12 +7,12 @@
 There is no system message and no assistant header. Every piece is tokenised alone, so no merge crosses a border.
 The n-th [SEG] of the answers stands for the n-th mask.
 
-Shapes: B samples, L tokens, N patches of all samples, P numbers a patch, n masks of a sample, C feature channels.
+Shapes: L tokens of a sample, R of all, N patches of all samples, P numbers a patch, n masks of a sample, C feature channels.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -177,30 +177,43 @@ def _prompt_index(prompts: Sequence[tuple[int, np.ndarray]], grid: Grid, config:
     return index_hw
 
 
+class Span(NamedTuple):
+    """Where a sample lies in the row: its first token, how many there are, and how many of them are the picture's."""
+
+    start: int
+    length: int
+    block: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.start + self.length)
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Samples side by side, padded on the right; patches of all samples in one list, which `patch_index_BL` points into.
+    """Samples one behind the other in one row of R tokens, nothing padded; patches of all in one list, into which
+    `patch_index_R` points.
 
-    Per sample: `grids` (h, w) or None, `masks` (n, H, W) bool, `features` by teacher.
+    Per sample: its `spans` in the row, `grids` (h, w) or None, `masks` (n, H, W) bool, `features` by teacher.
     """
 
     sample_ids: tuple[str, ...]
-    tokens_BL: Tensor
-    labels_BL: Tensor
-    patch_index_BL: Tensor
-    prompt_index_BL: Tensor
-    positions_3BL: Tensor
-    lengths_B: Tensor
+    tokens_R: Tensor
+    labels_R: Tensor
+    patch_index_R: Tensor
+    prompt_index_R: Tensor
+    positions_3R: Tensor
     patches_NP: Tensor
+    spans: tuple[Span, ...]
     grids: tuple[Grid | None, ...]
     masks: tuple[Tensor, ...]
     features: tuple[Mapping[str, Stored], ...]
     dropped: int = 0
 
     @property
-    def next_labels_BL(self) -> Tensor:
-        """At each place the label of the token after it."""
-        return torch.nn.functional.pad(self.labels_BL[:, 1:], (0, 1), value=IGNORED)
+    def next_labels_R(self) -> Tensor:
+        """At each place the label of the token after it. A sample's first token has none, so its neighbour's last gets none."""
+        return torch.nn.functional.pad(self.labels_R[1:], (0, 1), value=IGNORED)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with every tensor on `device`."""
@@ -212,29 +225,29 @@ def _moved(value: Any, device: torch.device | str) -> Any:
         return value.to(device, non_blocking=True)
     if isinstance(value, Stored):
         return value.to(device)
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and not isinstance(value, Span):
         return tuple(_moved(item, device) for item in value)
     if isinstance(value, dict):
         return {name: _moved(item, device) for name, item in value.items()}
     return value
 
 
-def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:
+def collate(examples: Sequence[Example]) -> Batch:
     """The examples as one batch; each sample's patch index is moved by the number of patches before it."""
-    starts = np.cumsum([0, *(len(example.patches_NP) for example in examples)])
+    patches = np.cumsum([0, *(len(example.patches_NP) for example in examples)])
     moved = [
-        np.where(example.patch_index_L >= 0, example.patch_index_L + start, NOT_A_PATCH)
-        for example, start in zip(examples, starts, strict=False)
+        np.where(example.patch_index_L >= 0, example.patch_index_L + before, NOT_A_PATCH)
+        for example, before in zip(examples, patches, strict=False)
     ]
     return Batch(
         sample_ids=tuple(example.sample_id for example in examples),
-        tokens_BL=_padded([example.tokens_L for example in examples], pad_id),
-        labels_BL=_padded([example.labels_L for example in examples], IGNORED),
-        patch_index_BL=_padded(moved, NOT_A_PATCH),
-        prompt_index_BL=_padded([example.prompt_index_L for example in examples], NOT_A_PATCH),
-        positions_3BL=_padded([example.positions_3L for example in examples], 0).transpose(0, 1),
-        lengths_B=torch.tensor([len(example.tokens_L) for example in examples]),
+        tokens_R=_joined_up([example.tokens_L for example in examples]),
+        labels_R=_joined_up([example.labels_L for example in examples]),
+        patch_index_R=_joined_up(moved),
+        prompt_index_R=_joined_up([example.prompt_index_L for example in examples]),
+        positions_3R=_joined_up([example.positions_3L for example in examples]),
         patches_NP=torch.from_numpy(np.concatenate([example.patches_NP for example in examples])),
+        spans=_spans(examples),
         grids=tuple(example.grid for example in examples),
         masks=tuple(torch.from_numpy(example.masks_nHW) for example in examples),
         features=tuple(example.features for example in examples),
@@ -242,10 +255,14 @@ def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:
     )
 
 
-def _padded(arrays: Sequence[np.ndarray], value: int) -> Tensor:
-    """The arrays stacked, their last axis filled up with `value` to the longest."""
-    longest = max(array.shape[-1] for array in arrays)
-    stacked = np.full((len(arrays), *arrays[0].shape[:-1], longest), value)
-    for row, array in zip(stacked, arrays, strict=True):
-        row[..., : array.shape[-1]] = array
-    return torch.from_numpy(stacked)
+def _spans(examples: Sequence[Example]) -> tuple[Span, ...]:
+    starts = np.cumsum([0, *(len(example.tokens_L) for example in examples)]).tolist()
+    blocks = [len(example.patches_NP) + 2 if example.grid else 0 for example in examples]
+    return tuple(
+        Span(start, len(example.tokens_L), block) for start, example, block in zip(starts, examples, blocks, strict=False)
+    )
+
+
+def _joined_up(arrays: Sequence[np.ndarray]) -> Tensor:
+    """The arrays one behind the other along their last axis."""
+    return torch.from_numpy(np.concatenate(arrays, axis=-1))

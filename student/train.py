@@ -196,7 +196,7 @@ def _loss_names(teachers: Iterable[str]) -> list[str]:
 def _sizes(batch: Batch, teachers: Sequence[str]) -> Tensor:
     """How many things each loss is a mean of: tokens, masks twice, each teacher's pictures, as `losses` counts them; last
     the turns that were too long to be learned from."""
-    tokens = int((batch.next_labels_BL != IGNORED).sum())
+    tokens = int((batch.next_labels_R != IGNORED).sum())
     masks = sum(len(masks) for masks in batch.masks) + EPSILON
     shown = [sum(teacher in features for features in batch.features) + EPSILON for teacher in teachers]
     return torch.tensor([tokens, masks, masks, *shown, batch.dropped])
@@ -216,7 +216,7 @@ def _pieces(setup: TrainSetup) -> Callable[[int], list[Piece]]:
         places = range(rank * each, (rank + 1) * each)
         starts = [number * config.batch + place * config.micro_batch for place in places]
         chosen = [order.between(start, start + config.micro_batch) for start in starts]
-        batches = [collate(corpus.examples(samples), setup.vocabulary.end_of_text) for samples in chosen]
+        batches = [collate(corpus.examples(samples)) for samples in chosen]
         return list(zip(places, batches, strict=True))
 
     return pieces

@@ -1,5 +1,6 @@
 """The smallest student that has every part of the real one, and samples for it."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -50,3 +51,12 @@ def pointed(rng: np.random.Generator, height: int, width: int, masks: int, **ove
 def spoken(question: str = "What is red?", answer: str = "A circle.") -> Example:
     """A dialogue without a picture."""
     return encode(micro_vocabulary(), micro_config(), turns=[(question, answer)], sample_id="text")
+
+
+def extended(example: Example, tokens: list[int]) -> Example:
+    """The example with more text tokens."""
+    count = len(tokens)
+    grown = {"tokens_L": tokens, "labels_L": [-100] * count, "patch_index_L": [-1] * count, "prompt_index_L": [-1] * count}
+    arrays = {name: np.append(getattr(example, name), value) for name, value in grown.items()}
+    later = example.positions_3L.max() + 1 + np.tile(np.arange(count), (3, 1))
+    return replace(example, **arrays, positions_3L=np.hstack([example.positions_3L, later]))

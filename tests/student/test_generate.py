@@ -1,7 +1,5 @@
 """Answers by cache and by batch are those of a plain loop, and a mask asked for in an answer is the mask of training."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ import torch
 from student.generate import Generated, generate
 from student.model import PixelSail
 from student.sequence import Example, collate, encode
-from tests.student.micro import micro_config, micro_vocabulary, picture, square
+from tests.student.micro import extended, micro_config, micro_vocabulary, picture, square
 
 STEPS = 7
 
@@ -36,24 +34,16 @@ def questions(rng: np.random.Generator) -> list[Example]:
     ]
 
 
-def extended(example: Example, token: int) -> Example:
-    """The example with one more text token."""
-    grown = {"tokens_L": token, "labels_L": -100, "patch_index_L": -1, "prompt_index_L": -1}
-    arrays = {name: np.append(getattr(example, name), value) for name, value in grown.items()}
-    position_3L = np.hstack([example.positions_3L, np.full((3, 1), example.positions_3L.max() + 1)])
-    return replace(example, **arrays, positions_3L=position_3L)
-
-
 @torch.no_grad()
 def plain(student: PixelSail, example: Example) -> list[int]:
     """The likeliest tokens, each by reading everything before it anew."""
     tokens: list[int] = []
     while len(tokens) < STEPS:
-        state = student.states(collate([example]))[0, -1]
+        state = student.states(collate([example]))[-1]
         tokens.append(int(student.logits(state).argmax()))
         if tokens[-1] in (micro_vocabulary().end_of_text, micro_vocabulary().turn_end):
             return tokens[:-1]
-        example = extended(example, tokens[-1])
+        example = extended(example, tokens[-1:])
     return tokens
 
 
@@ -81,7 +71,7 @@ def saying(student: PixelSail, example: Example, token: int) -> PixelSail:
     changed = PixelSail(micro_config(), micro_vocabulary(), None)
     changed.load_state_dict(student.state_dict())
     with torch.no_grad():
-        state = student.states(collate([example]))[0, -1]
+        state = student.states(collate([example]))[-1]
         head = changed.single_transformer.lm_head.weight
         head.zero_()
         head[token] = state

@@ -127,10 +127,10 @@ def test_the_text_loss_of_samples_with_masks_is_scaled_alone(rng, generator):
     batch = collate(mixed(rng))
     output = model(batch)
     total = count = 0.0
-    for row, masks in enumerate(batch.masks):
-        for i, label in enumerate(batch.labels_BL[row].tolist()):
+    for span, masks in zip(batch.spans, batch.masks, strict=True):
+        for i, label in enumerate(batch.labels_R[span.rows].tolist(), start=span.start):
             if label != IGNORED:
-                logits = model.logits(output.hidden_BLH[row, i - 1])
+                logits = model.logits(output.hidden_RH[i - 1])
                 total += (0.1 if len(masks) else 1.0) * float(-logits.log_softmax(-1)[label])
                 count += 1
     assert float(lm_loss(output, batch, loss_config())) == pytest.approx(total / count, rel=1e-5)

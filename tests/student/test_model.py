@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,13 +8,14 @@ from torch.nn import functional as F
 
 from schemas.errors import ConfigError
 from student.config import StudentConfig
-from student.layers import KeyValues, attend, rotary, rotate
+from student.layers import rotary, rotate
 from student.model import PixelSail, mask_logits
 from student.prompts import prompt_vectors
 from student.sequence import IGNORED, collate
+from student.sight import KeyValues
 from student.upsample import UpsampleBlock
 from student.vocabulary import Vocabulary
-from tests.student.micro import TEXTS, micro_config, micro_vocabulary, pointed, spoken
+from tests.student.micro import TEXTS, extended, micro_config, micro_vocabulary, pointed, spoken
 
 TIGHT = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -35,39 +35,39 @@ def mixed(rng):
 
 
 def test_rotary_axes_channel_by_channel(generator):
-    positions = torch.randint(0, 40, (3, 2, 5), generator=generator)
-    x = torch.randn(2, 3, 5, 16, generator=generator)
+    positions = torch.randint(0, 40, (3, 5), generator=generator)
+    x = torch.randn(3, 5, 16, generator=generator)
     turned = rotate(x, rotary(positions, 16, 100.0))
-    for b, head, place, channel in np.ndindex(2, 3, 5, 16):
+    for head, place, channel in np.ndindex(3, 5, 16):
         pair, frequency = (channel + 8) % 16, channel % 8
         axis = 1 if channel % 8 < 4 else 2
-        angle = float(positions[axis, b, place]) * 100.0 ** (-2 * frequency / 16)
+        angle = float(positions[axis, place]) * 100.0 ** (-2 * frequency / 16)
         sign = -1 if channel < 8 else 1
-        values = x[b, head, place]
+        values = x[head, place]
         expected = values[channel] * math.cos(angle) + sign * values[pair] * math.sin(angle)
-        assert float(turned[b, head, place, channel]) == pytest.approx(float(expected), abs=1e-5)
+        assert float(turned[head, place, channel]) == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_patches_carry_their_pixels_and_their_prompt(rng, generator):
     model = student(generator)
     batch = collate(mixed(rng))
     decoder = model.single_transformer.model
-    prompts = prompt_vectors(batch.prompt_index_BL, decoder.embed_tokens(model.prompt_ids), decoder.vp_embed.weight)
+    prompts = prompt_vectors(batch.prompt_index_R, decoder.embed_tokens(model.prompt_ids), decoder.vp_embed.weight)
     pixels = model._pixels(batch)
-    for b, i in np.ndindex(*batch.tokens_BL.shape):
-        patch, prompt = int(batch.patch_index_BL[b, i]), int(batch.prompt_index_BL[b, i])
+    for i in range(len(batch.tokens_R)):
+        patch, prompt = int(batch.patch_index_R[i]), int(batch.prompt_index_R[i])
         shown = decoder.vis_embed(batch.patches_NP[patch]) if patch >= 0 else torch.zeros(32)
         marked = decoder.vp_embed(decoder.embed_tokens.weight[model.prompt_ids[prompt]]) if prompt >= 0 else torch.zeros(32)
-        torch.testing.assert_close(pixels[b, i], shown, **TIGHT)
-        torch.testing.assert_close(prompts[b, i], marked, **TIGHT)
-    assert {0, 1} <= set(batch.prompt_index_BL.unique().tolist())
+        torch.testing.assert_close(pixels[i], shown, **TIGHT)
+        torch.testing.assert_close(prompts[i], marked, **TIGHT)
+    assert {0, 1} <= set(batch.prompt_index_R.unique().tolist())
 
 
 def test_prompt_vectors_keep_the_dtype_of_the_parameters():
-    index = torch.tensor([[-1, -2, 0]])
+    index = torch.tensor([-1, -2, 0])
     found = prompt_vectors(index, torch.ones(2, 4, dtype=torch.bfloat16), torch.ones(4, 4, dtype=torch.bfloat16))
     assert found.dtype == torch.bfloat16
-    assert found[0].tolist() == [[0] * 4, [0] * 4, [4] * 4]
+    assert found.tolist() == [[0] * 4, [0] * 4, [4] * 4]
 
 
 def test_a_mask_is_the_inner_product_at_every_place(generator):
@@ -117,20 +117,19 @@ def test_text_alone_gives_what_qwen2_gives(generator):
     assert missing == []
     with torch.no_grad():
         batch = collate([spoken()])
-        expected = reference(batch.tokens_BL).logits
+        (expected,) = reference(batch.tokens_R[None]).logits
         torch.testing.assert_close(model.logits(model.states(batch)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_gives_what_its_samples_give_alone(rng, generator):
     model = student(generator)
     examples = mixed(rng)
-    together = model(collate(examples))
+    batch = collate(examples)
+    together, spans = model(batch), batch.spans
     logits = []
     for row, example in enumerate(examples):
-        batch = collate([example])
-        alone = model(batch)
-        length = len(example.tokens_L)
-        torch.testing.assert_close(together.hidden_BLH[row, :length], alone.hidden_BLH[0], **TIGHT)
+        alone = model(collate([example]))
+        torch.testing.assert_close(together.hidden_RH[spans[row].rows], alone.hidden_RH, **TIGHT)
         for name in ("patches", "mask_features", "mask_logits"):
             found, expected = getattr(together, name)[row], getattr(alone, name)[0]
             assert (found is None) == (expected is None)
@@ -138,7 +137,7 @@ def test_a_batch_gives_what_its_samples_give_alone(rng, generator):
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         logits.append(alone.logits_SV)
     torch.testing.assert_close(together.logits_SV, torch.cat(logits), **TIGHT)
-    assert together.hidden_BLH.isfinite().all()
+    assert together.hidden_RH.isfinite().all()
 
 
 def test_outputs_are_read_at_their_tokens(rng, generator):
@@ -146,7 +145,7 @@ def test_outputs_are_read_at_their_tokens(rng, generator):
     example = pointed(rng, 32, 48, 2)
     batch = collate([example])
     output = model(batch)
-    hidden = output.hidden_BLH[0]
+    hidden = output.hidden_RH
     torch.testing.assert_close(output.patches[0], hidden[1:7].unflatten(0, (2, 3)), rtol=0, atol=0)
     supervised = [i for i, label in enumerate(example.labels_L) if label != IGNORED]
     torch.testing.assert_close(output.logits_SV, model.logits(hidden[[i - 1 for i in supervised]]), **TIGHT)
@@ -162,47 +161,22 @@ def test_features_can_be_made_for_samples_with_masks_alone(rng, generator):
 
 
 def test_tokens_one_by_one_give_what_the_whole_gives(rng, generator):
+    """Two samples side by side, of other lengths, each going on from its own prompt."""
     model = student(generator)
-    batch = collate([pointed(rng, 32, 48, 1)])
-    given = 12
-    names = ("tokens_BL", "labels_BL", "patch_index_BL", "prompt_index_BL", "positions_3BL")
-    begun = replace(batch, **{name: getattr(batch, name)[..., :given] for name in names}, lengths_B=torch.tensor([given]))
-    past = KeyValues()
+    asked = [pointed(rng, *size, 0, turns=[("Where?", None)]) for size in ((32, 48), (16, 16))]
+    more = [micro_vocabulary().encode("beside it."), micro_vocabulary().encode("It is [SEG]")]
+    whole = collate([extended(example, tokens) for example, tokens in zip(asked, more, strict=True)])
+    past, batch = KeyValues(), collate(asked)
     with torch.no_grad():
-        expected = model.states(batch)
-        torch.testing.assert_close(model.states(begun, past), expected[:, :given], **TIGHT)
-        for i in range(given, batch.tokens_BL.shape[1]):
-            found = model.next_states(batch.tokens_BL[:, i], batch.positions_3BL[0, :, i], past)
-            torch.testing.assert_close(found, expected[:, i], **TIGHT)
-
-
-def test_samples_of_other_lengths_go_on_side_by_side(rng, generator):
-    model = student(generator)
-    examples = [pointed(rng, *size, 0, turns=[("Where?", None)]) for size in ((32, 48), (16, 16))]
-    batch, past = collate(examples), KeyValues()
-    token = torch.tensor([micro_vocabulary().seg] * 2)
-    place = torch.tensor([int(example.positions_3L[0, -1]) + 1 for example in examples])
-    seen_BT = torch.arange(batch.tokens_BL.shape[1]) < batch.lengths_B[:, None]
-    with torch.no_grad():
-        model.states(batch, past)
-        found = model.next_states(token, place, past, F.pad(seen_BT, (0, 1), value=True))
-        for row, example in enumerate(examples):
-            alone = KeyValues()
-            model.states(collate([example]), alone)
-            expected = model.next_states(token[:1], place[row : row + 1], alone)
-            torch.testing.assert_close(found[row : row + 1], expected, **TIGHT)
-
-
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_the_cpu_attention_for_bfloat16_agrees_with_the_fused_one(generator, kv_heads):
-    query = torch.randn(2, 4, 6, 8, generator=generator)
-    key, value = (torch.randn(2, kv_heads, 6, 8, generator=generator) for _ in range(2))
-    seen = torch.ones(2, 1, 6, 6, dtype=torch.bool).tril()
-    rounded = [part.bfloat16().requires_grad_() for part in (query, key, value)]
-    expected = attend(*(part.detach().float() for part in rounded), seen)
-    spelt_out = attend(*rounded, seen)
-    assert spelt_out.dtype == torch.bfloat16
-    torch.testing.assert_close(spelt_out.float(), expected, rtol=0.02, atol=0.02)
+        expected = model.states(whole)
+        begun = model.states(batch, past)
+        for span, full in zip(batch.spans, whole.spans, strict=True):
+            torch.testing.assert_close(begun[span.rows], expected[full.rows][: span.length], **TIGHT)
+        position = torch.tensor([int(example.positions_3L.max()) for example in asked])
+        for step, pair in enumerate(zip(*more, strict=False)):
+            found = model.next_states(torch.tensor(pair), position + 1 + step, past)
+            places = [full.start + span.length + step for span, full in zip(batch.spans, whole.spans, strict=True)]
+            torch.testing.assert_close(found, expected[places], **TIGHT)
 
 
 def test_tensor_names_and_shapes_are_the_checkpoints():

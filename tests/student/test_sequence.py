@@ -4,8 +4,7 @@ import torch
 
 from schemas.errors import DataError
 from student.features import Stored
-from student.layers import attention_mask
-from student.sequence import IGNORED, NO_PROMPT, NOT_A_PATCH, collate, encode, positions
+from student.sequence import IGNORED, NO_PROMPT, collate, encode, positions
 from tests.student.micro import micro_config, micro_vocabulary, picture, pointed, spoken, square
 
 
@@ -102,46 +101,31 @@ def test_what_cannot_be_encoded_names_its_sample(rng, message, settings):
         encoded(rng, sample_id="s7", **settings)
 
 
-def test_patches_of_later_samples_are_counted_on(rng):
+def test_samples_lie_one_behind_the_other_and_their_patches_are_counted_on(rng):
     examples = [pointed(rng, 32, 48, 1), spoken(), pointed(rng, 64, 16, 0), pointed(rng, 16, 16, 1)]
-    batch = collate(examples, pad_id=5)
+    batch = collate(examples)
     assert len(batch.patches_NP) == 6 + 0 + 4 + 1
-    for row, example in enumerate(examples):
-        length = int(batch.lengths_B[row])
-        index = batch.patch_index_BL[row, :length]
-        patches = batch.patches_NP[index[index >= 0]].numpy()
-        np.testing.assert_array_equal(patches, example.patches_NP)
-        np.testing.assert_array_equal(batch.tokens_BL[row, :length], example.tokens_L)
-        np.testing.assert_array_equal(batch.positions_3BL[:, row, :length], example.positions_3L)
-        assert set(batch.tokens_BL[row, length:].tolist()) <= {5}
-        assert set(batch.labels_BL[row, length:].tolist()) <= {IGNORED}
-        assert set(batch.patch_index_BL[row, length:].tolist()) <= {NOT_A_PATCH}
-        assert set(batch.prompt_index_BL[row, length:].tolist()) <= {NOT_A_PATCH}
+    assert [span.block for span in batch.spans] == [8, 0, 6, 3]
+    assert len(batch.tokens_R) == sum(len(example.tokens_L) for example in examples)
+    for span, example in zip(batch.spans, examples, strict=True):
+        index = batch.patch_index_R[span.rows]
+        np.testing.assert_array_equal(batch.patches_NP[index[index >= 0]].numpy(), example.patches_NP)
+        np.testing.assert_array_equal(batch.tokens_R[span.rows], example.tokens_L)
+        np.testing.assert_array_equal(batch.labels_R[span.rows], example.labels_L)
+        np.testing.assert_array_equal(batch.prompt_index_R[span.rows], example.prompt_index_L)
+        np.testing.assert_array_equal(batch.positions_3R[:, span.rows], example.positions_3L)
 
 
 def test_moving_a_batch_moves_every_tensor(rng):
     stored = Stored((3, 3), torch.zeros(2, 3, 3, dtype=torch.int8), torch.ones(2))
     batch = collate([pointed(rng, 32, 48, 1, features={"sam2": stored})]).to("meta")
-    tensors = [batch.tokens_BL, batch.patches_NP, batch.masks[0], batch.features[0]["sam2"].values, batch.positions_3BL]
+    tensors = [batch.tokens_R, batch.patches_NP, batch.masks[0], batch.features[0]["sam2"].values, batch.positions_3R]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert batch.grids == ((2, 3),)
 
 
-def test_attention_sees_the_whole_picture_and_the_past(rng):
-    examples = [pointed(rng, 32, 48, 1), spoken(), pointed(rng, 16, 16, 2)]
+def test_labels_move_one_place_within_their_sample(rng):
+    examples = [pointed(rng, 32, 48, 1), spoken()]
     batch = collate(examples)
-    seen = attention_mask(batch)
-    _, longest = batch.tokens_BL.shape
-    assert seen.shape == (3, 1, longest, longest)
-    for row, example in enumerate(examples):
-        end = len(example.patches_NP) + 1 if example.grid else -1
-        for i, j in np.ndindex(longest, longest):
-            real = max(i, j) < len(example.tokens_L)
-            expected = i == j or (real and (j <= i or max(i, j) <= end))
-            assert bool(seen[row, 0, i, j]) == expected, (row, i, j)
-
-
-def test_labels_move_one_place(rng):
-    batch = collate([pointed(rng, 32, 48, 1), spoken()])
-    assert torch.equal(batch.next_labels_BL[:, :-1], batch.labels_BL[:, 1:])
-    assert (batch.next_labels_BL[:, -1] == IGNORED).all()
+    for span, example in zip(batch.spans, examples, strict=True):
+        assert batch.next_labels_R[span.rows].tolist() == [*example.labels_L[1:].tolist(), IGNORED]

@@ -1,5 +1,5 @@
-"""The DAG of coco.toml on real photographs, at the size of a test: every picture comes through, and nothing said of one is
-lost without a line."""
+"""The DAG of coco.toml on the real photographs that have expressions: every picture comes through, and nothing said of one
+is lost without a line."""
 
 import json
 import pickle
@@ -14,7 +14,7 @@ from tests.flows.conftest import QUICKSTART
 from tests.flows.small import sailyard
 from tests.sample import sample_of
 
-PICTURES, EXPRESSIONS = 208, 125
+PICTURES, EXPRESSIONS = 51, 125
 FEATURES = ["features/sam2", "features/mask2former"]
 PER_PICTURE = ["images", "annotations", *FEATURES, "segments/ground_truth", "segments/mask2former", "prompts"]
 CONFIG = """
@@ -29,7 +29,7 @@ certificate.pictures = 1
 certificate.basis_pictures = 2
 
 [source]
-images = ["{sample}/images"]
+images = ["{pictures}"]
 instances = ["{sample}/instances.json", "{sample}/instances_person_only.json"]
 panoptic = ["{sample}/panoptic.json"]
 refs = ["{refs}"]
@@ -98,8 +98,13 @@ def printed(prefect_server, sample, records, tmp_path_factory) -> dict[str, Any]
     """What the run ends with."""
     folder = tmp_path_factory.mktemp("photographs")
     (folder / "refs.p").write_bytes(pickle.dumps([as_reference(record) for record in records], 0))
-    config, coco = folder / "photographs.toml", QUICKSTART.with_name("coco.toml")
-    config.write_text(CONFIG.format(coco=coco, workspace=folder / "runs", sample=sample, refs=folder / "refs.p"))
+    pictures = folder / "images"
+    pictures.mkdir()
+    for name in {f"{record['image_id']:012}.jpg" for record in records}:
+        (pictures / name).symlink_to(sample / "images" / name)
+    config = folder / "photographs.toml"
+    places = {"workspace": folder / "runs", "pictures": pictures, "refs": folder / "refs.p"}
+    config.write_text(CONFIG.format(coco=QUICKSTART.with_name("coco.toml"), sample=sample, **places))
     done = sailyard("run", config, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -114,7 +119,8 @@ def rows(printed: dict[str, Any], step: str) -> list[dict[str, Any]]:
 def test_every_photograph_comes_through_every_table(printed):
     for step in PER_PICTURE:
         record = Artifact.sealed(Folder(printed["artifacts"][step])).record()
-        assert (step, record.rows, record.failed, record.failures) == (step, PICTURES, 0, [])
+        unsaid = [line for line in record.failures if "the pool has no picture" not in line]
+        assert (step, record.rows, record.failed, unsaid) == (step, PICTURES, 0, [])
     for step in FEATURES:
         assert all(row["feature"] is not None for row in rows(printed, step))
 

@@ -4,7 +4,7 @@ BIN := .venv/bin
 OFFICIAL := .venv-official
 SITE := import site; print(site.getsitepackages()[0])
 
-.PHONY: install quickstart test test-all chaos parity lint bench docs
+.PHONY: install quickstart test test-all chaos page parity lint bench ladder docs
 
 install: .venv/installed
 
@@ -16,14 +16,25 @@ install: .venv/installed
 quickstart: install
 	$(BIN)/sailyard run flows/configs/quickstart.toml
 
+# Two processes, a file of tests whole in one of them.
 test: install
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-all: install
-	$(BIN)/python -m pytest -q -m 'not official and not weights and not gpu'
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not official and not weights and not gpu and not tracking and not page'
 
 chaos: install
 	$(BIN)/python -m pytest -q -m chaos tests/chaos
+
+# The page in a real Chromium (Debian: apt-get install chromium), over the packages of .venv.
+page: .venv-page/installed
+	.venv-page/bin/python -m pytest -q -m page tests/flows/test_page.py
+
+.venv-page/installed: .venv/installed
+	$(BIN)/python -m venv .venv-page
+	$(BIN)/python -c '$(SITE)' > "$$(.venv-page/bin/python -c '$(SITE)')/sailyard.pth"
+	.venv-page/bin/python -m pip install --quiet 'gradio>=6.31,<7' playwright
+	touch $@
 
 # The official SAM 2 beside ours, over the packages of .venv; --no-deps keeps the CUDA torch away.
 parity: $(OFFICIAL)/installed
@@ -43,6 +54,10 @@ lint: install
 
 bench: install
 	for bench in benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+
+# Each part of the student for itself: make ladder LADDER="--seeds 1 --set train.steps=200 --folder runs/small"
+ladder: install
+	$(BIN)/python benchmarks/ladder.py flows/configs/ladder_*.toml $(LADDER)
 
 docs: install
 	$(BIN)/python -c 'import pathlib, schemas.tables; pathlib.Path("docs/tables.md").write_text(schemas.tables.markdown())'

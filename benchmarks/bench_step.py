@@ -41,6 +41,7 @@ from student.losses import Distillation
 from student.sequence import Batch, collate
 from student.train import Run, TrainSetup, initial_student
 from student.train_config import TrainConfig
+from student.visits import Visit
 from student.vocabulary import Vocabulary
 from teachers.config import Mask2FormerConfig, Sam2Config
 from teachers.mask2former import network as mask2former
@@ -180,13 +181,13 @@ def begun(scale: Scale, corpus: Corpus) -> Run:
     return Run(setup, student, distillation, optimizer, [])
 
 
-def coming(corpus: Corpus, batch: int) -> Generator[tuple[list[int], Batch]]:
-    """Numbers of the samples and their batch, one step after the other, made ahead."""
+def coming(corpus: Corpus, batch: int) -> Generator[tuple[list[Visit], Batch]]:
+    """Visits and their batch, one step after the other, made ahead."""
     order = Order(0, len(corpus))
 
-    def make(step: int) -> tuple[list[int], Batch]:
-        numbers = order.between(step * batch, (step + 1) * batch)
-        return numbers, collate(corpus.examples(numbers))
+    def make(step: int) -> tuple[list[Visit], Batch]:
+        visits = order.between(step * batch, (step + 1) * batch)
+        return visits, collate(corpus.examples(visits))
 
     return ahead(make, count(), depth=AHEAD, threads=READERS)
 
@@ -203,8 +204,8 @@ def measure(folder: Path, *, pictures: int, batch: int, rounds: int) -> Result:
         _, in_hand = next(batches["stored"])
 
         def live() -> None:
-            numbers, read = next(batches["live"])
-            features = tuple(on_student_grid(scale, maps, corpus.picture(number)) for number in numbers)
+            visits, read = next(batches["live"])
+            features = tuple(on_student_grid(scale, maps, corpus.picture(visit.sample)) for visit in visits)
             run.step(1, [(0, replace(read, features=features))])
 
         ways = {

@@ -1,5 +1,5 @@
-"""sailyard: plan | run | show | serve | budget | ledger | retry | waive | verify. The only reader of the environment and the
-only `print`.
+"""sailyard: plan | run | show | predict | export | import | serve | budget | ledger | retry | waive | verify. The only
+reader of the environment and the only `print`.
 
 Exit code 0: done. 1: an error of ours, in one line with its remedy. 2: a command line or a config that means nothing.
 Everything heavy is imported by the command that needs it, so that help comes at once.
@@ -217,6 +217,85 @@ def show(
             return
         shown = exhibit.describe(found)
         print(jsons.dumps(shown, indent=1) if json else exhibit.as_text(shown))
+
+
+@app.command()
+def predict(
+    config: ConfigPath,
+    image: Annotated[str, typer.Option(metavar="PATH", help="The picture: a path or any fsspec URL.")] = "",
+    text: Annotated[str, typer.Option(metavar="TEXT", help="The question; <Prompt0> in it means the first mark.")] = "",
+    point: Annotated[list[str] | None, typer.Option(metavar="X,Y", help="Point at a pixel; repeat for more.")] = None,
+    box: Annotated[list[str] | None, typer.Option(metavar="X0,Y0,X1,Y1", help="Point with a box; repeat for more.")] = None,
+    scribble: Annotated[list[str] | None, typer.Option(metavar="X,Y,X,Y,...", help="Point with a stroke; repeat.")] = None,
+    mask: Annotated[list[str] | None, typer.Option(metavar="PATH", help="With a mask, white on black; repeat.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(metavar="STEP", help="A step or folder step-...; else the newest.")] = None,
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="Where NAME.png and NAME.json go.")] = "answers",
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="The longest answer.")] = 512,
+    temperature: Annotated[float, typer.Option(metavar="T", min=0, help="0: the likeliest token each time.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="What tokens are drawn from at a temperature.")] = 0,
+    serve: Annotated[bool, typer.Option("--serve", help="Open a page instead, on which to point and ask.")] = False,
+    port: Annotated[int | None, typer.Option(metavar="PORT", min=1, help="Of the page; else the first free from 7860.")] = None,
+    workspace: Workspace = None,
+    sets: Sets = None,
+    json: Json = False,
+    traceback: Traceback = False,
+):
+    """Ask the student about a picture, pointing by points, boxes, scribbles and masks; it answers in words and masks."""
+    with errors_told(traceback):
+        from flows import answers
+        from flows import predict as predicting
+
+        project = _project(config, sets, workspace)
+        writing = answers.Writing(max_new_tokens, temperature, seed)
+        marks = (tuple(each or ()) for each in (point, box, scribble, mask))
+        question = predicting.Question(image, text, *marks)
+        predicting.check(question, serve)
+        if serve:
+            from flows.page import served
+
+            with served(project, checkpoint, writing, port) as url:
+                print(f"ask at {url} (Ctrl-C ends it)", flush=True)
+                signal.pause()
+            return
+        answered = predicting.ask(project, checkpoint, question, writing)
+        paths = answers.save(answered, out)
+        print(jsons.dumps(answers.as_json(answered), indent=1) if json else answers.as_text(answered))
+        print(*paths, sep="\n", file=sys.stderr if json else sys.stdout)
+
+
+@app.command()
+def export(
+    config: ConfigPath,
+    to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="Where it goes: a path or any fsspec URL.")],
+    workspace: Workspace = None,
+    sets: Sets = None,
+    json: Json = False,
+    traceback: Traceback = False,
+):
+    """Write the newest student of the run as a Hugging Face model folder: weights, tokenizer, config and model card."""
+    with errors_told(traceback):
+        from flows import export as exporting
+
+        exported = exporting.export(_project(config, sets, workspace), to)
+        print(jsons.dumps(vars(exported), indent=1) if json else exported.as_text())
+
+
+@app.command("import")
+def import_(
+    config: ConfigPath,
+    source: Annotated[str, typer.Option("--from", metavar="PATH", help="The checkpoint: a .pth, .safetensors or folder.")],
+    to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="Where it goes: a path or any fsspec URL.")],
+    workspace: Workspace = None,
+    sets: Sets = None,
+    json: Json = False,
+    traceback: Traceback = False,
+):
+    """Convert a checkpoint in the layout of the Pixel-SAIL release to a model folder, which [base] can start from."""
+    with errors_told(traceback):
+        from flows import export as exporting
+
+        brought = exporting.bring_in(_project(config, sets, workspace), source, to)
+        print(jsons.dumps(vars(brought), indent=1) if json else brought.as_text())
 
 
 @app.command()

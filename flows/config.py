@@ -16,9 +16,10 @@ from stages.report.stage import ReportStage
 from stages.samples import SamplesStage
 from stages.sources.config import CocoSource
 from stages.sources.shapes.config import ShapesConfig
-from student.config import LossConfig, OptimConfig, StudentConfig
+from student.config import BaseConfig, LossConfig, OptimConfig, StudentConfig
 from student.train_config import TrainConfig
 from teachers.config import TeacherConfig
+from teachers.mask2former.config import Learning, Mask2FormerConfig
 
 # Names of tables in the TOML become folders, and parts of the student's weights.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -66,7 +67,8 @@ class PromptsConfig(PromptsStage):
 
 
 class VocabularyConfig(Config):
-    """`size` counts the special tokens; the student says how many of those stand for prompts."""
+    """`size` counts the special tokens; the student says how many of those stand for prompts. With a base the vocabulary is
+    the base's, and `size` means nothing."""
 
     size: int = Field(default=512, ge=300)
 
@@ -104,12 +106,14 @@ class Project(Config):
     source: Source
     pool: PoolConfig = PoolConfig()
     teachers: dict[Name, TeacherConfig] = {}
+    teach: dict[Name, Learning] = {}
     features: dict[Name, ColumnConfig] = {}
     certificate: CertificateConfig = CertificateConfig()
     segments: dict[Name, SegmentsConfig] = {"ground_truth": SegmentsConfig()}
     prompts: PromptsConfig = PromptsConfig()
     samples: SamplesStage = SamplesStage()
     vocabulary: VocabularyConfig = VocabularyConfig()
+    base: BaseConfig | None = None
     student: StudentConfig = StudentConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
@@ -132,6 +136,17 @@ class Project(Config):
         for at, name, known in wanted:
             if name and name not in known:
                 raise ValueError(f"{at} names {name!r}, there is only {', '.join(known) or 'none'}")
+        return self
+
+    @model_validator(mode="after")
+    def _who_is_taught_has_lessons(self) -> Self:
+        taught = {name for name, teacher in self.teachers.items() if teacher.is_taught}
+        for name in sorted(taught ^ self.teach.keys()):
+            what = f"teachers.{name} has weights = 'taught'" if name in taught else f"there is [teach.{name}]"
+            raise ValueError(f"{what}: it takes both, a teacher with weights = 'taught' and [teach.{name}] that says how")
+        for name in sorted(taught):
+            if not isinstance(self.teachers[name], Mask2FormerConfig):
+                raise ValueError(f"teachers.{name}: only mask2former can be taught, not {self.teachers[name].kind}")
         return self
 
     @model_validator(mode="after")

@@ -25,9 +25,12 @@ from stages.segments import SegmentsStage
 from stages.source import SourceStage
 from stages.sources.config import CocoSource
 from stages.sources.shapes.config import ShapesConfig
+from stages.teach import TeachStage, taught
 from stages.train import TrainStage
 from stages.vocabulary import VocabularyStage
 from stages.weights import ABSENT
+from teachers.config import TeacherConfig
+from teachers.mask2former.config import Mask2FormerConfig
 
 Part = Literal["build_data", "train_student", "evaluate_student"]
 WEIGHTS: tuple[Literal["trained", "untrained"], ...] = ("trained", "untrained")
@@ -81,33 +84,59 @@ def _data(project: Project) -> Iterator[Step]:
             pictures = coco.images
     yield Step("images", part, PoolStage(images=pictures, **dict(project.pool)), source)
     yield Step("annotations", part, AnnotationsStage(coco=coco), _same("images") | source)
+    yield from _lessons(project)
     yield from _passports(project)
     yield from _features(project)
     for name, each in project.segments.items():
-        stage = SegmentsStage(teacher=project.teachers[each.teacher] if each.teacher else None, min_area=each.min_area)
-        yield Step(f"segments/{name}", part, stage, _same("images", "annotations"))
+        stage = SegmentsStage(teacher=_teacher(project, each.teacher) if each.teacher else None, min_area=each.min_area)
+        yield Step(f"segments/{name}", part, stage, _same("images", "annotations"), _weights(project, each.teacher))
     marks = PromptsStage.model_validate(project.prompts.model_dump(exclude={"segments"}))
     yield Step("prompts", part, marks, {"segments": f"segments/{project.prompts.segments}"})
     yield Step("samples", part, project.samples, _same("annotations", "prompts"))
 
 
+def _lessons(project: Project) -> Iterator[Step]:
+    for name, learning in project.teach.items():
+        teacher = _teacher(project, name)
+        assert isinstance(teacher, Mask2FormerConfig)
+        stage = TeachStage(teacher=teacher, learning=learning)
+        yield Step(_lesson(name), "build_data", stage, _same("images", "annotations"))
+
+
+def _lesson(name: str) -> str:
+    return f"teach/{name}"
+
+
+def _teacher(project: Project, name: str) -> TeacherConfig:
+    """The teacher; one that is taught finds its weights where the step that teaches it puts them."""
+    teacher = project.teachers[name]
+    return taught(teacher, Folder(project.workspace).child(_lesson(name))) if name in project.teach else teacher
+
+
+def _weights(project: Project, name: str | None) -> dict[str, str]:
+    """The weights of a teacher that is taught, by the role that they have for whoever opens it: he reads them from the folder
+    that its config names, and what he makes is known by them."""
+    return {"weights": _lesson(name)} if name in project.teach else {}
+
+
 def _passports(project: Project) -> Iterator[Step]:
     for name in dict.fromkeys(column.teacher or own for own, column in project.columns.items()):
-        yield Step(f"passport/{name}", "build_data", PassportStage(teacher=project.teachers[name]))
+        yield Step(f"passport/{name}", "build_data", PassportStage(teacher=_teacher(project, name)), _weights(project, name))
 
 
 def _features(project: Project) -> Iterator[Step]:
     for name, column in project.columns.items():
         part: Part = "build_data"
-        teacher, grid = project.teachers[column.teacher or name], project.grid_of(name)
+        own = column.teacher or name
+        teacher, grid, weights = _teacher(project, own), project.grid_of(name), _weights(project, own)
         stage = FeaturesStage(name=name, teacher=teacher, grid=grid, codec=column.codec, seed=column.seed)
         if _needs_basis(project, name):
             basis = BasisStage(
                 teacher=teacher, grid=grid, components=stage.spec.components or 0, pictures=column.basis_pictures
             )
-            yield Step(f"basis/{name}", part, basis, _same("images"))
-        gates = {"passport": f"passport/{column.teacher or name}"}
-        yield Step(f"features/{name}", part, stage, _same("images"), _basis(project, name), gates=gates)
+            yield Step(f"basis/{name}", part, basis, _same("images") | weights)
+        gates = {"passport": f"passport/{own}"}
+        yield Step(f"features/{name}", part, stage, _same("images"), _basis(project, name) | weights, gates=gates)
 
 
 def _needs_basis(project: Project, name: str) -> bool:
@@ -124,7 +153,7 @@ def _certificates(project: Project) -> Iterator[Step]:
         column = project.columns[name]
         stage = CertificateStage(
             name=name,
-            teacher=project.teachers[column.teacher or name],
+            teacher=_teacher(project, column.teacher or name),
             grid=project.grid_of(name),
             student=project.student,
             reads=loss.reads,
@@ -133,7 +162,8 @@ def _certificates(project: Project) -> Iterator[Step]:
             pictures=project.certificate.pictures,
             basis_pictures=project.certificate.basis_pictures,
         )
-        yield Step(f"certificate/{name}", "train_student", stage, _same("images", "vocabulary"))
+        inputs = _same("images", "vocabulary") | _weights(project, column.teacher or name)
+        yield Step(f"certificate/{name}", "train_student", stage, inputs)
 
 
 def _ladder(project: Project, codec: str) -> tuple[str, ...]:
@@ -144,9 +174,10 @@ def _ladder(project: Project, codec: str) -> tuple[str, ...]:
 def _training(project: Project) -> Iterator[Step]:
     part: Part = "train_student"
     student, taught = project.student, project.loss.distillation
-    yield Step("vocabulary", part, VocabularyStage(size=project.vocabulary.size, prompts=student.prompts), _same("samples"))
+    vocabulary = VocabularyStage(size=project.vocabulary.size, prompts=student.prompts, base=project.base)
+    yield Step("vocabulary", part, vocabulary, {} if project.base else _same("samples"))
     yield from _certificates(project)
-    stage = TrainStage(student=student, loss=project.loss, optim=project.optim, train=project.train)
+    stage = TrainStage(student=student, loss=project.loss, optim=project.optim, train=project.train, base=project.base)
     columns = [f"features/{name}" for name in taught] + [f"basis/{name}" for name in taught if _needs_basis(project, name)]
     gates = _same(*(f"certificate/{name}" for name in taught))
     yield Step("train", part, stage, _same("samples", "images", "vocabulary", *columns), gates=gates)

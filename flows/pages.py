@@ -1,6 +1,7 @@
 """What a run leaves on its Prefect pages: a bar and a table for each step, and at the end what was done and the report."""
 
 import base64
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,10 @@ from flows.words import duration, size
 from schemas.artifact import Artifact
 
 SECONDS_OF_SILENCE = 60.0
+SECONDS_BETWEEN_CURVES = 60.0
+MOST_ROWS = 20
+BARS = "▁▂▃▄▅▆▇█"
+NOT_CURVES = {"step", "steps", "samples", "tokens", "dropped_turns", "seconds"}
 
 
 def key(*words: str) -> str:
@@ -40,13 +45,15 @@ def left(write: Callable[[], Any]) -> Any:
 
 
 class Bar:
-    """The progress bar of one step. A server that does not answer is left alone for a minute."""
+    """The progress bar of one step, and its curves where it has some. A server that does not answer is left alone for a
+    minute."""
 
     def __init__(self, project: str, step: str):
         self.key, self.silent_until = key(project, "progress", step), 0.0
+        self.curves_key, self.curves_at = key(project, "curves", step), float("-inf")
         self.id: UUID | None = None
 
-    def draw(self, percent: float, line: str) -> None:
+    def draw(self, percent: float, line: str, curves: Mapping[int, Mapping[str, float]] | None = None) -> None:
         if time.monotonic() < self.silent_until:
             return
         if self.id is None:
@@ -56,6 +63,36 @@ class Bar:
             drawn = left(lambda: update_progress_artifact(known, percent, line))
         if drawn is None:
             self.silent_until = time.monotonic() + SECONDS_OF_SILENCE
+        elif curves and (time.monotonic() >= self.curves_at or percent >= 100):
+            self.curves_at = time.monotonic() + SECONDS_BETWEEN_CURVES
+            left(lambda: create_markdown_artifact(curves_text(curves, line), self.curves_key, line))
+
+
+def curves_text(curves: Mapping[int, Mapping[str, float]], line: str) -> str:
+    """A line a curve, as bars from its lowest to its highest, and a table of its numbers at `MOST_ROWS` steps at most."""
+    steps = _spread(sorted(curves), MOST_ROWS)
+    names = [name for name in curves[steps[-1]] if name not in NOT_CURVES]
+    rows = [[f"{curves[step].get(name, float('nan')):.4g}" for name in names] for step in steps]
+    bars = [f"| {name} | `{_bars([curves[step].get(name, float('nan')) for step in steps])}` |" for name in names]
+    table = [f"| {' | '.join([str(step), *row])} |" for step, row in zip(steps, rows, strict=True)]
+    heads = [
+        ["| what | first to last |", "|---|---|"],
+        [f"| {' | '.join(['step', *names])} |", "|---" * (len(names) + 1) + "|"],
+    ]
+    return "\n".join([line, "", *heads[0], *bars, "", *heads[1], *table, ""])
+
+
+def _spread(items: Sequence[int], most: int) -> list[int]:
+    """At most so many of them, evenly, the first and the last among them."""
+    count = min(len(items), most)
+    return [items[round(place * (len(items) - 1) / max(count - 1, 1))] for place in range(count)]
+
+
+def _bars(values: Sequence[float]) -> str:
+    known = [value for value in values if math.isfinite(value)]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    scale = (len(BARS) - 1) / ((high - low) or 1.0)
+    return "".join(BARS[round((value - low) * scale)] if math.isfinite(value) else " " for value in values)
 
 
 def show_step(project: str, made: StepResult) -> None:

@@ -15,7 +15,7 @@ from flows.graph import Step
 from flows.states import state_of
 from schemas.artifact import Artifact
 from schemas.storage import Folder
-from stages.base import Resources
+from stages.base import Resources, Stage
 from stages.basis import some_pictures
 from stages.endurance import Storage, storage_of
 from stages.features import FeaturesStage
@@ -55,18 +55,23 @@ def measure(project: Project, steps: Sequence[Step], found: Mapping[str, Artifac
     pool = _pool(project, steps, found, count)
     stages: dict[str, StagePace] = {}
     for step in steps:
-        match step.stage:
+        match stage := _untaught(step, found):
             case FeaturesStage():
-                stages[step.name] = in_new_processes(
-                    column_pace, step.stage, step.resources, pool.tried, together(step.resources)
-                )
+                stages[step.name] = in_new_processes(column_pace, stage, step.resources, pool.tried, together(step.resources))
             case SegmentsStage(teacher=teacher) if teacher:
-                stages[step.name] = in_new_processes(
-                    segments_pace, step.stage, step.resources, pool.tried, together(step.resources)
-                )
+                stages[step.name] = in_new_processes(segments_pace, stage, step.resources, pool.tried, together(step.resources))
             case _:
                 pass
     return Measured(pool, stages, storage_of(Folder(project.workspace), most))
+
+
+def _untaught(step: Step, found: Mapping[str, Artifact]) -> Stage:
+    """The stage of a step, as it can be tried today: a teacher that has not been taught yet has random weights of its sizes,
+    which take it as long."""
+    network = step.stage.opens()
+    if network is None or not network.is_taught or state_of(found[step.roles["weights"]]).kind == "done":
+        return step.stage
+    return step.stage.model_copy(update={"teacher": network.model_copy(update={"weights": "random"})})
 
 
 def _pool(project: Project, steps: Sequence[Step], found: Mapping[str, Artifact], count: int) -> Pool:

@@ -6,7 +6,7 @@ second, whatever the step's pace, and a Prefect server that does not answer cost
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TextIO
 
@@ -16,18 +16,21 @@ SECONDS_ON_TERMINAL, SECONDS_IN_LOG = 1.0, 10.0
 
 
 class Meter:
-    """The `Progress` of one step. A change of unit or total begins a new count, as when a job goes on to its next part."""
+    """The `Progress` of one step. A change of unit or total begins a new count, as when a job goes on to its next part.
+
+    draw: told percent and line, and where the step has curves their numbers so far, by step."""
 
     def __init__(
         self,
         name: str,
-        draw: Callable[[float, str], None],
+        draw: Callable[..., None],
         out: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.name, self.draw, self.out, self.clock = name, draw, out or sys.stderr, clock
         self.pause = SECONDS_ON_TERMINAL if self.out.isatty() else SECONDS_IN_LOG
         self.part: tuple[str, int] = ("", 0)
+        self.curves: dict[int, Mapping[str, float]] = {}
         self.start = (0, clock())
         self.shown = self.drawn = float("-inf")
 
@@ -49,7 +52,11 @@ class Meter:
             self._write(f"\r\x1b[2K{line}" if self.out.isatty() else f"{line}\n")
         if now - self.drawn >= SECONDS_ON_TERMINAL or last:
             self.drawn = now
-            self.draw(100 * done / max(total, 1), line)
+            self.draw(100 * done / max(total, 1), line, *([self.curves] if self.curves else []))
+
+    def chart(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Numbers of a step, for its curves."""
+        self.curves[step] = numbers
 
     def say(self, line: str) -> None:
         """A line that stays."""

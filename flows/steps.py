@@ -24,7 +24,7 @@ from flows.graph import Step
 from flows.progress import Meter
 from flows.states import State, StepResult, begin, clear, refuse_stale, state_of
 from schemas.artifact import Artifact
-from schemas.errors import BrokenArtifact, ConfigError, DataError, MissingLibrary, NonFinite, StaleArtifact
+from schemas.errors import BrokenArtifact, ConfigError, DataError, MissingLibrary, NonFinite, Preempted, StaleArtifact
 from stages.base import Inputs, JobStage, MapStage, Outcome, Progress
 
 FOLDERS = ("flows", "schemas", "stages", "student", "teachers")
@@ -43,7 +43,7 @@ PACKAGES = (
     "transformers",
 )
 # Errors that come back however often one tries.
-LASTING = (BrokenArtifact, ConfigError, DataError, MissingLibrary, NonFinite, StaleArtifact)
+LASTING = (BrokenArtifact, ConfigError, DataError, MissingLibrary, NonFinite, Preempted, StaleArtifact)
 
 
 def make_step(step: Step, artifacts: Mapping[str, Artifact], progress: Progress, *, rebuild: str = "") -> StepResult:

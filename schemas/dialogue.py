@@ -1,9 +1,11 @@
 """Dialogues as data, before any tokenizer: text in which `[SEG]` stands for a mask and `<PromptK>` for a visual prompt."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from schemas.regions import Rle
+from schemas.regions import PromptKind, Rle
 
 Task = Literal["segmentation", "caption", "choice", "reference"]
 Split = Literal["train", "evaluation"]
@@ -13,6 +15,11 @@ SEG = "[SEG]"
 
 def prompt_token(index: int) -> str:
     return f"<Prompt{index}>"
+
+
+def renumbered(text: str, numbers: Mapping[int, int]) -> str:
+    """The text with every `<PromptK>` under its new number; those without one keep theirs."""
+    return re.sub(r"<Prompt(\d+)>", lambda found: prompt_token(numbers.get(int(found[1]), int(found[1]))), text)
 
 
 @dataclass(frozen=True)
@@ -25,15 +32,18 @@ class Turn:
 
 @dataclass(frozen=True)
 class PromptSlot:
-    """The pixels marked by `<Prompt{index}>`."""
+    """What `<Prompt{index}>` points at: by the pixels of `rle` as they are, or, where there are `kinds`, by a mark of one of
+    them that is drawn on the region `rle` whenever it is shown. A kind that is named twice is drawn twice as often."""
 
     index: int
     rle: Rle
+    kinds: list[PromptKind] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One dialogue about one image. The n-th `[SEG]` of the answers, over all turns, stands for `masks[n]`."""
+    """One dialogue about one image, whose turns stand each on its own. The n-th `[SEG]` of the answers, over all turns,
+    stands for `masks[n]`. `source` is the data set that it is from, empty where it may be from several."""
 
     sample_id: str
     image_key: str
@@ -42,3 +52,4 @@ class Sample:
     turns: list[Turn]
     masks: list[Rle] = field(default_factory=list)
     prompts: list[PromptSlot] = field(default_factory=list)
+    source: str = ""

@@ -7,6 +7,7 @@ SailyardError             exit code 1
 ├── BrokenArtifact        bytes, rows or digests that are not what the record says
 ├── StageFailed           more rows failed than `max_error_rate` allows, or a shard could not be made
 ├── NonFinite             a loss, gradient or feature that is not a number
+├── Preempted             asked to leave, and left with everything saved (exit code 143, as of SIGTERM)
 └── MissingLibrary        an optional package that this choice needs
 """
 
@@ -47,6 +48,10 @@ class StageFailed(SailyardError):
 
 class NonFinite(SailyardError):
     pass
+
+
+class Preempted(SailyardError):
+    exit_code = 143
 
 
 class MissingLibrary(SailyardError):

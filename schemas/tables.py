@@ -166,7 +166,7 @@ PROMPTS = Table(
 )
 SAMPLES = Table(
     "samples",
-    1,
+    2,
     pa.schema(
         [
             _field("sample_id", str),
@@ -176,6 +176,7 @@ SAMPLES = Table(
             _field("turns", list[Turn]),
             _field("masks", list[Rle]),
             _field("prompts", list[PromptSlot]),
+            _field("source", str),
         ]
     ),
     "parquet",

@@ -1,38 +1,40 @@
 """ANNOTATIONS and PROMPTS -> SAMPLES: dialogues as text with `[SEG]` and `<PromptK>`, in the authors' forms (reference 6, 7).
 
 Training dialogues carry up to `turns` turns in varied phrasings; an evaluation dialogue asks one thing in the fixed form.
-A picture with evaluation statements is kept out of training altogether. Every statement that becomes no dialogue is counted
-in the record, by task and reason.
+Each statement is written down once: how often training shows it, in which order, under which prompt numbers and with which
+marks is drawn when it is loaded. A picture with evaluation statements is kept out of training altogether. Every statement
+that becomes no dialogue is counted in the record, by task and reason.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from schemas.annotations import Caption, Choice, Expression, Reference
+from schemas.chance import generator
 from schemas.dialogue import SEG, PromptSlot, Sample, Split, Task, Turn, prompt_token
 from schemas.regions import PromptKind, Rle, Segment, VisualPrompt
 from schemas.tables import SAMPLES, Table, plain, revive, without
 from stages import phrases
 from stages.base import Inputs, MapStage, Resources, ShardFunction, Tables
-from stages.prompts import generator
 
 
 class SamplesStage(MapStage):
     """How statements become dialogues.
 
-    `repeats`: how often a task's statements are put into training dialogues, each time otherwise grouped and worded (once
-    where it is silent). `prompt_kinds`: what training may point with; evaluation points with masks. `phrasings` limits the
-    variety of questions. `negative_rate`: the chance of a turn about a prompt that is not there. `evaluation_limit`: the
-    most evaluation dialogues that an image may have of one task (0: no limit).
+    `by_source`: no training dialogue is of several data sets, so that `train.mixture` can tell them apart. `prompt_kinds`:
+    what training may point with, drawn anew at every visit; evaluation points with masks. `phrasings` limits the variety
+    of questions. `negative_rate`: the chance of a turn about a prompt that is not there. `evaluation_limit`: the most
+    evaluation dialogues that an image may have of one task (0: no limit).
     """
 
     tasks: tuple[Task, ...] = ("segmentation", "caption", "choice", "reference")
     turns: int = 5
-    repeats: dict[Task, int] = {}
+    by_source: bool = False
     prompts: int = 15
     phrasings: int = 8
     prompt_kinds: tuple[PromptKind, ...] = ("mask",)
@@ -84,9 +86,7 @@ class _Writer:
     def __init__(self, stage: SamplesStage, annotation: dict[str, Any], prompts: list[VisualPrompt]):
         self.stage, self.annotation, self.key = stage, annotation, annotation["image_key"]
         self.segments = {s.segment_id: s.rle for s in revive(list[Segment], annotation["objects"])}
-        self.marks: dict[int, dict[str, Rle]] = {}
-        for prompt in prompts:
-            self.marks.setdefault(prompt.segment_id, {})[prompt.kind] = prompt.rle
+        self.pointed = {prompt.segment_id: prompt.rle for prompt in prompts if prompt.kind == "mask"}
 
     def statements(self, task: Task) -> list[Any]:
         """What the picture's annotations say for this task."""
@@ -106,25 +106,32 @@ class _Writer:
                     return f"it points with more than {self.stage.prompts} prompts"
             case _:
                 pointed = {statement.segment_id}
-        return "" if self.marks.keys() >= pointed else "its object has no prompt"
+        return "" if self.pointed.keys() >= pointed else "its object has no prompt"
 
     def dialogues(self, task: Task, split: Split, statements: Sequence[Any]) -> Iterator[Sample]:
-        repeats, most = (self.stage.repeats.get(task, 1), self.stage.turns) if split == "train" else (1, 1)
-        number = 0
-        for turn in range(repeats):
-            rng = generator(self.stage.seed, self.key, task, turn)
-            order = rng.permutation(len(statements))
-            if split == "evaluation":
-                order = np.sort(order[: self.stage.evaluation_limit or None])
-            for group in _groups([statements[i] for i in order], most, self.stage.prompts):
-                yield self._dialogue(task, split, group, f"{self.key}-{task}-{number}", rng)
-                number += 1
+        rng = generator(self.stage.seed, self.key, task)
+        order = rng.permutation(len(statements))
+        if split == "evaluation":
+            groups = [[statements[i]] for i in np.sort(order[: self.stage.evaluation_limit or None])]
+        else:
+            groups = self._training_groups([statements[i] for i in order])
+        for number, group in enumerate(groups):
+            yield self._dialogue(task, split, group, f"{self.key}-{task}-{number}", rng)
+
+    def _training_groups(self, statements: Sequence[Any]) -> Iterator[list[Any]]:
+        """The statements of each training dialogue."""
+        if not self.stage.by_source:
+            yield from _groups(statements, self.stage.turns, self.stage.prompts)
+            return
+        for _, alike in groupby(sorted(statements, key=_source), key=_source):
+            yield from _groups(list(alike), self.stage.turns, self.stage.prompts)
 
     def _dialogue(self, task: Task, split: Split, group: Sequence[Any], sample_id: str, rng: np.random.Generator) -> Sample:
         draft = _Draft(self, split, rng)
         for statement in group:
             draft.add(statement)
-        return Sample(sample_id, self.key, split, task, draft.turns, draft.masks, draft.slots)
+        source = _source(group[0]) if split == "evaluation" or self.stage.by_source else ""
+        return Sample(sample_id, self.key, split, task, draft.turns, draft.masks, draft.slots, source)
 
     def target(self, segment_ids: Sequence[int]) -> Rle:
         """The union of the segments; empty for none."""
@@ -142,8 +149,9 @@ class _Draft:
         self.turns: list[Turn] = []
         self.masks: list[Rle] = []
         self.slots: list[PromptSlot] = []
-        count = writer.stage.prompts
-        self.free = list(range(count)) if split == "evaluation" else [int(i) for i in rng.permutation(count)]
+        self.tokens: dict[int, str] = {}
+        self.kinds: list[PromptKind] = list(writer.stage.prompt_kinds) if split == "train" else []
+        self.free = list(range(writer.stage.prompts))
 
     def add(self, statement: Any) -> None:
         match statement:
@@ -183,11 +191,12 @@ class _Draft:
             self._turn(self._pick(phrases.DETAIL).format(token), phrases.NEGATIVE.format(token))
 
     def _prompt(self, segment_id: int) -> str:
-        kinds: tuple[PromptKind, ...] = self.writer.stage.prompt_kinds if self.split == "train" else ("mask",)
-        kind = kinds[int(self.rng.integers(len(kinds)))]
-        index = self.free.pop(0)
-        self.slots.append(PromptSlot(index, self.writer.marks[segment_id][kind]))
-        return prompt_token(index)
+        """The token that points at the segment: one for the whole dialogue, for of two equal marks one would hide the other."""
+        if segment_id not in self.tokens:
+            index = self.free.pop(0)
+            self.slots.append(PromptSlot(index, self.writer.pointed[segment_id], self.kinds))
+            self.tokens[segment_id] = prompt_token(index)
+        return self.tokens[segment_id]
 
     def _pick(self, choices: Sequence[str]) -> str:
         """Evaluation asks in the first form; training draws from the first `phrasings` forms."""
@@ -197,6 +206,10 @@ class _Draft:
 
     def _turn(self, question: str, answer: str) -> None:
         self.turns.append(Turn(question, answer))
+
+
+def _source(statement: Any) -> str:
+    return statement.source
 
 
 def _groups(statements: Sequence[Any], most: int, prompts: int) -> Iterator[list[Any]]:

@@ -1,28 +1,40 @@
 """SAMPLES, IMAGES and features -> checkpoints: the student's own training loop, in this process or on Ray Train workers.
 
 Ray Train brings the workers up, connects them, and starts them anew when one is lost; the checkpoints are the student's,
-in the store, and a fresh group goes on from the latest whole one. What the loop reports reaches the driver through an actor.
+in the store, and a fresh group goes on from the latest whole one. What the loop reports reaches the driver through an actor,
+and so does a notice to leave reach the workers: signals come to the driver, and what leaves on a signal has saved its step.
 """
 
 import tempfile
-from concurrent.futures import wait
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from schemas.artifact import Artifact
 from schemas.cache import Cache
-from schemas.errors import SailyardError, StageFailed
+from schemas.errors import Preempted, SailyardError, StageFailed
 from schemas.tables import Table
 from stages.base import Inputs, JobStage, Outcome, Progress, Resources, row_error
 from stages.basis import read_basis
 from stages.certificate import demand
 from stages.executor import in_background, start_ray
-from stages.vocabulary import FILE
-from student.config import LossConfig, OptimConfig, StudentConfig
+from stages.vocabulary import FILE, base_digest
+from student.config import BaseConfig, LossConfig, OptimConfig, StudentConfig
+from student.preemption import listening, pass_on
 from student.train_config import TrainConfig
 
 POLL_SECONDS = 1.0
+LEAVE_SECONDS = 20.0  # how long a group that is asked to leave may take to save; schedulers kill after 30
+
+
+@runtime_checkable
+class Charted(Protocol):
+    """A `Progress` that also draws curves."""
+
+    def chart(self, step: int, numbers: Mapping[str, float]) -> None: ...
 
 
 class TrainStage(JobStage):
@@ -33,6 +45,10 @@ class TrainStage(JobStage):
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    base: BaseConfig | None = None
+
+    def outside(self) -> dict[str, str]:
+        return {"base": base_digest(self.base)} if self.base else {}
 
     def table(self) -> Table | None:
         return None
@@ -56,7 +72,7 @@ class TrainWork:
     output: Artifact
     resources: Resources
 
-    def run(self, report: Any) -> dict[str, Any]:
+    def run(self, report: Any, asked: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         from student.data import Corpus
         from student.train import TrainSetup, train
         from student.vocabulary import Vocabulary
@@ -74,6 +90,7 @@ class TrainWork:
             cache_bytes=stage.train.cache_bytes,
             feature_cache=_cache(stage.train),
             nonmatch=stage.train.nonmatch,
+            pen=stage.train.pen,
         )
         setup = TrainSetup(
             student=stage.student,
@@ -83,10 +100,11 @@ class TrainWork:
             vocabulary=vocabulary,
             corpus=corpus,
             identity=self.output.identity,
+            base=stage.base,
             device=self.resources.device,
             threads=self.resources.threads,
         )
-        return train(setup, self.output.folder, report)
+        return train(setup, self.output.folder, report, asked)
 
 
 def _cache(config: TrainConfig) -> Cache | None:
@@ -95,17 +113,26 @@ def _cache(config: TrainConfig) -> Cache | None:
 
 
 def _train_here(work: TrainWork, progress: Progress) -> dict[str, Any]:
-    return work.run(lambda row: _tell(progress, row))
+    try:
+        return work.run(lambda row: _tell(progress, row))
+    except Preempted:
+        pass_on()
+        raise
 
 
 def _tell(progress: Progress, row: dict[str, Any]) -> None:
-    note = " ".join(f"{name} {row[name]:.3f}" for name in ("lm", "mask", "dice") if name in row)
-    progress(row["step"], row["steps"], "steps", note)
+    if isinstance(progress, Charted):
+        progress.chart(row["step"], {name: value for name, value in row.items() if isinstance(value, int | float)})
+    losses = [f"{name} {row[name]:.3f}" for name in ("lm", "mask", "dice") if name in row]
+    pace = f"{row['tokens_per_second']:.0f} tokens/s, {row['data_wait']:.0%} of it waiting for data"
+    progress(row["step"], row["steps"], "steps", " ".join([*losses, "·", pace]))
 
 
 class _Board:
-    """An actor on which the workers leave their latest row, and at the end the summary, or the error that is ours."""
+    """An actor on which the workers leave their latest row, and at the end the summary, or the error that is ours; and on
+    which they read whether they shall leave."""
 
+    leaving = False
     row: dict[str, Any] | None = None
     result: dict[str, Any] | SailyardError | None = None
 
@@ -118,13 +145,34 @@ class _Board:
     def read(self) -> tuple[dict[str, Any] | None, dict[str, Any] | SailyardError | None]:
         return self.row, self.result
 
+    def ask_to_leave(self) -> None:
+        self.leaving = True
+
+    def is_leaving(self) -> bool:
+        return self.leaving
+
+
+class _Asked:
+    """Whether the board says to leave, as far as is known: a question is always on its way, and nobody waits for the answer."""
+
+    def __init__(self, board: Any):
+        self.board, self.answer = board, board.is_leaving.remote()
+
+    def __call__(self) -> bool:
+        import ray
+
+        if not ray.wait([self.answer], timeout=0)[0]:
+            return False
+        leaving, self.answer = ray.get(self.answer), self.board.is_leaving.remote()
+        return bool(leaving)
+
 
 def _train_on_ray(work: TrainWork, progress: Progress) -> dict[str, Any]:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    resources = work.resources
+    resources, fewest = work.resources, work.stage.train.min_workers
     start_ray(resources)
     board: Any = ray.remote(num_cpus=0)(_Board).remote()
     with tempfile.TemporaryDirectory(prefix="sailyard-ray-train-") as scratch:
@@ -132,7 +180,7 @@ def _train_on_ray(work: TrainWork, progress: Progress) -> dict[str, Any]:
             _worker,
             train_loop_config={"work": work, "board": board},
             scaling_config=ScalingConfig(
-                num_workers=resources.workers,
+                num_workers=(min(fewest, resources.workers), resources.workers) if fewest else resources.workers,
                 use_gpu=resources.gpus > 0,
                 resources_per_worker={"CPU": resources.threads, "GPU": resources.gpus},
             ),
@@ -151,7 +199,7 @@ def _worker(config: dict[str, Any]) -> None:
     if given_up is not None:
         raise given_up
     try:
-        result = config["work"].run(lambda row: board.post.remote(row))
+        result = config["work"].run(lambda row: board.post.remote(row), _Asked(board))
     except SailyardError as error:
         ray.get(board.finish.remote(error))
         raise
@@ -165,13 +213,12 @@ def _fit(trainer: Any, board: Any, progress: Progress) -> dict[str, Any]:
     from ray.train import TrainingFailedError
 
     fit = in_background(trainer.fit)
-    told = -1
     try:
-        while not wait([fit], timeout=POLL_SECONDS).done:
-            row, _ = ray.get(board.read.remote())
-            if row and row["step"] != told:
-                told = row["step"]
-                _tell(progress, row)
+        with listening() as told:
+            left = _follow(fit, board, progress, told)
+        if left:
+            pass_on()
+            raise left
     finally:
         if not fit.done():
             ray.shutdown()  # interrupted: the group must not train on
@@ -185,3 +232,23 @@ def _fit(trainer: Any, board: Any, progress: Progress) -> dict[str, Any]:
         raise StageFailed(row_error("infra", error), remedy="Run again to go on from the last checkpoint.") from error
     assert result is not None, "a group that ended well left no summary"
     return result
+
+
+def _follow(fit: Future[Any], board: Any, progress: Progress, told: Callable[[], bool]) -> Preempted | None:
+    """Tell of the training until it has ended, or has left because it was asked to, or has not done so in time."""
+    import ray
+
+    step, last = -1, float("inf")
+    while not wait([fit], timeout=POLL_SECONDS).done:
+        if told() and last == float("inf"):
+            board.ask_to_leave.remote()
+            last = time.monotonic() + LEAVE_SECONDS
+        row, result = ray.get(board.read.remote())
+        if isinstance(result, Preempted):
+            return result
+        if time.monotonic() > last:
+            return Preempted("asked to leave, and the group has not in time", remedy="Run again to go on.")
+        if row and row["step"] != step:
+            step = row["step"]
+            _tell(progress, row)
+    return None

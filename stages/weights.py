@@ -11,9 +11,10 @@ ABSENT = "not there"
 
 
 def weights_digest(teacher: NetworkConfig) -> dict[str, str]:
-    """A digest of the local weight files that are read, so that other weights under the same name are another identity.
+    """A digest of the local weight files that are read, so that other weights under the same name are another identity; none
+    for weights that are drawn from a seed, or that the project makes itself, as an input of whoever opens them.
     ABSENT in its place is no obstacle to reading what was made when they were there, only to making more."""
-    if teacher.is_random:
+    if teacher.is_random or teacher.is_taught:
         return {}
     path = Path(teacher.folder or ABSENT)
     folder = Folder(str(path.parent if path.is_file() else path))

@@ -11,14 +11,16 @@ at once in one folder may each write what the other does; neither takes away wha
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
 from schemas.artifact import file_digest
@@ -27,6 +29,7 @@ from schemas.errors import BrokenArtifact, StaleArtifact
 from schemas.storage import ABANDONED_AFTER_SECONDS, Folder
 from student.config import StudentConfig
 from student.model import PixelSail
+from student.parallel import like
 from student.vocabulary import Vocabulary
 
 MODEL, TRAINING, STATE = "model.safetensors", "training.safetensors", "state.json"
@@ -43,10 +46,10 @@ class Checkpoint:
     history: list[Row]
 
     def model(self) -> dict[str, Tensor]:
-        return load(self.folder.read(MODEL))
+        return _read_tensors(self.folder, MODEL)
 
     def training(self) -> dict[str, Tensor]:
-        return load(self.folder.read(TRAINING))
+        return _read_tensors(self.folder, TRAINING)
 
 
 def name_of(step: int) -> str:
@@ -82,10 +85,30 @@ def write(
 
 
 def _write_tensors(place: Folder, name: str, tensors: Mapping[str, Tensor]) -> tuple[str, int, str]:
-    """(name, bytes, digest) of the file."""
-    data = save({key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)})
-    place.write(name, data)
-    return name, len(data), hashlib.sha256(data).hexdigest()
+    """(name, bytes, digest) of the file. It is written from where the tensors lie, without a copy in memory."""
+    whole = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
+    with _published(place, name) as path:
+        save_file(whole, path)
+        with path.open("rb") as file:
+            return name, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _published(place: Folder, name: str) -> Iterator[Path]:
+    """A local path to write; what lies there when the block ends well is published as `name`."""
+    if place.is_local:
+        with place.staged(name) as path:
+            yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="sailyard-checkpoint-") as scratch:
+        path = Path(scratch) / name
+        yield path
+        place.fs.put_file(str(path), place.path(name))
+
+
+def _read_tensors(place: Folder, name: str) -> dict[str, Tensor]:
+    """Of a local file no more is held in memory than is looked at."""
+    return load_file(place.path(name)) if place.is_local else load(place.read(name))
 
 
 def steps(folder: Folder) -> list[int]:
@@ -187,13 +210,15 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) ->
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` took; a parameter without state has not moved yet."""
+    """Put back what `optimizer_tensors` took, each tensor laid out as its parameter is; a parameter without state has not
+    moved yet."""
     state: dict[int, dict[str, Tensor]] = {}
     number = {name: i for i, name in enumerate(names)}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in tensors.items():
         if key.startswith("optimizer/"):
             name, kind = key.removeprefix("optimizer/").rsplit("/", 1)
-            state.setdefault(number[name], {})[kind] = value
+            state.setdefault(number[name], {})[kind] = like(value, parameters[number[name]])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

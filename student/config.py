@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.config import Config
+from schemas.config import Config, execution
 
 
 class StudentConfig(Config):
@@ -13,7 +13,10 @@ class StudentConfig(Config):
     New weights are drawn with a standard deviation of `initializer_range`, token embeddings with `embedding_range` where it is
     given: in a narrow student that starts from nothing, the small range of a wide one drowns which token is which. With
     `recency`, the biases of queries and keys start alike and not at zero, from none in the first head to a deviation of
-    `recency` in the last, so that near tokens attract each other before anything is learned.
+    `recency` in the last, so that near tokens attract each other before anything is learned. With `compat = "paper"` it does
+    as the release does where that moves numbers: small prompts get lost when a large picture is shrunk.
+
+    The plain student of the paper has `prompting = "pooled"` (prompts.py) and no upsampler: its `mask_stride` is `patch`.
     """
 
     layers: int = Field(default=24, ge=1)
@@ -28,6 +31,7 @@ class StudentConfig(Config):
     norm_eps: float = Field(default=1e-6, gt=0)
     tie_embeddings: bool = False
     prompts: int = Field(default=15, ge=0)
+    prompting: Literal["injected", "pooled"] = "injected"
     mask_dim: int = Field(default=512, ge=1)
     mask_width: int | None = Field(default=None, ge=1)
     mask_stride: int = Field(default=4, ge=1)
@@ -35,6 +39,7 @@ class StudentConfig(Config):
     embedding_range: float | None = Field(default=None, gt=0)
     recency: float = Field(default=0.0, ge=0)
     max_length: int = Field(default=8192, ge=4)
+    compat: Literal["correct", "paper"] = "correct"
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -56,7 +61,8 @@ class StudentConfig(Config):
 
     @property
     def upsample_blocks(self) -> int:
-        """Doublings from the patch grid to the mask grid: 2 at stride 4 (the paper), 3 at stride 2 (the release)."""
+        """Doublings from the patch grid to the mask grid: 2 at stride 4 (the paper), 3 at stride 2 (the release), none where
+        the stride is a patch: masks then lie on the patch grid, as in the paper's plain baseline."""
         return _doublings(self)
 
 
@@ -64,6 +70,13 @@ def _doublings(config: StudentConfig) -> int:
     """log2(patch / mask_stride), or -1 where that is not a whole number."""
     ratio, rest = divmod(config.patch, config.mask_stride)
     return ratio.bit_length() - 1 if rest == 0 and ratio.bit_count() == 1 else -1
+
+
+class BaseConfig(Config):
+    """The published model that a student starts from: its name, and the folder that holds its files."""
+
+    weights: str
+    folder: str | None = execution(None)
 
 
 class TeacherLoss(Config):
@@ -80,8 +93,13 @@ class TeacherLoss(Config):
 
 
 class LossConfig(Config):
-    """Weights of the losses; `lm_with_masks` multiplies the text loss of a sample that also has masks."""
+    """Weights of the losses; `lm_with_masks` multiplies the text loss of a sample that also has masks.
 
+    With `compat = "paper"` the two rules of the release stand that move numbers: one sample with masks scales the text of its
+    whole micro-batch (the same at a micro-batch of one), and what is read at points is rounded to the precision of the logits.
+    """
+
+    compat: Literal["correct", "paper"] = "correct"
     lm: float = Field(default=1.0, ge=0)
     lm_with_masks: float = Field(default=0.1, ge=0)
     mask: float = Field(default=2.0, ge=0)

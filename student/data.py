@@ -1,17 +1,16 @@
 """Samples, pictures and teacher features of one store, zipped by key and read at random.
 
 Shard k of every artifact holds the same pictures in the same order. That is checked once, when a `Corpus` is opened; after
-that a sample is three numbers (shard, row of the dialogue, row of the picture) and nothing is searched for. Features stay
-in their files until a sample is read.
+that a sample is four numbers (shard, row of the dialogue, row of the picture, part of the mixture) and nothing is searched
+for. Features stay in their files until a sample is read.
 
-The position in training is one number, the samples seen so far: `Order` says which sample comes at each position.
+Training asks for visits: `Order` (mixture.py) says which comes at each position, and `shown` (visits.py) what the visit makes
+of its sample.
 """
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
 from threading import Lock
 from typing import Literal, TypeVar
 
@@ -25,11 +24,14 @@ from schemas.cache import Cache
 from schemas.codecs import Basis
 from schemas.dialogue import SEG, Sample, Split
 from schemas.errors import BrokenArtifact, DataError
+from schemas.marks import Pen
 from schemas.pictures import decode
 from schemas.tables import revive
 from student.config import StudentConfig
 from student.features import Column, FeatureReader, Stored
+from student.mixture import Mixture, Order
 from student.sequence import Example, encode
+from student.visits import Visit, shown
 from student.vocabulary import Vocabulary
 
 FETCHED_AT_ONCE = 16
@@ -87,7 +89,8 @@ class Corpus:
     samples, images, features: complete artifacts over the same pictures; BrokenArtifact says where they disagree. bases: of
     the teachers whose principal components are stored. feature_cache: through which features come that are not on a local disk.
     `dropped` counts the samples left out, by reason: the picture or a feature failed, or, in training, the picture is also
-    evaluated on. nonmatch: with "error", what failed is not left out but refused.
+    evaluated on. nonmatch: with "error", what failed is not left out but refused. pen: how training draws its marks.
+    `parts` names the parts of the mixture, and `part_N` says of which each sample is, as a number.
     """
 
     def __init__(
@@ -103,14 +106,16 @@ class Corpus:
         cache_bytes: int = 256 << 20,
         feature_cache: Cache | None = None,
         nonmatch: Literal["error", "skip"] = "skip",
+        pen: Pen = Pen(),
     ):
-        self.vocabulary, self.config = vocabulary, config
+        self.vocabulary, self.config, self.split, self.pen = vocabulary, config, split, pen
         self.features = {name: FeatureReader(artifact, feature_cache) for name, artifact in features.items()}
         bases = bases or {}
         self.columns = {name: Column(reader.spec, bases.get(name)) for name, reader in self.features.items()}
         self._pictures = PictureReader(images, cache_bytes)
         self._samples = list(samples.iterate())
         self.dropped: Counter[str] = Counter()
+        self.parts = self._parts()
         self._first_lost = ""
         for artifact in (samples, *features.values()):
             _same_shards(artifact, images)
@@ -119,8 +124,8 @@ class Corpus:
             for shard, head in enumerate(heads):
                 _same_keys(reader.keys(shard), head.column("image_key").combine_chunks(), features[name], shard)
         leaked = self._evaluated() if split == "train" else set()
-        places = [self._places(shard, head, split, leaked, samples) for shard, head in enumerate(heads)]
-        self._index = np.concatenate([np.zeros((0, 3), np.int64), *places])
+        places = [self._places(shard, head, leaked, samples) for shard, head in enumerate(heads)]
+        self._index = np.concatenate([np.zeros((0, 4), np.int32), *places])
         if nonmatch == "error" and self._first_lost:
             what = f"{self.dropped.total() - self.dropped['evaluated']} samples lack something, first the {self._first_lost}"
             remedy = "`sailyard retry` what failed, or leave the samples out with train.nonmatch = 'skip'."
@@ -131,25 +136,57 @@ class Corpus:
         return len(self._index)
 
     def __getitem__(self, number: int) -> Example:
-        """Sample `number`, encoded; DataError names a sample that cannot be."""
-        shard, _, row = self._index[number].tolist()
-        features = {name: reader.read(shard, row) for name, reader in self.features.items()}
-        return encode_sample(self.vocabulary, self.config, self.sample(number), self.picture(number), features)
+        """Sample `number` as its first visit shows it."""
+        return self.example(Visit(number))
 
-    def examples(self, numbers: Sequence[int]) -> list[Example]:
-        """These samples, in order. Of a remote store many are fetched at once: it is slow to answer, not to send."""
+    def example(self, visit: Visit) -> Example:
+        """The sample as the visit shows it, encoded; DataError names a sample that cannot be."""
+        return self.dialogue(visit, self.maps(visit.sample))
+
+    def dialogue(self, visit: Visit, maps: Mapping[str, Stored] | None = None) -> Example:
+        """The example of a visit with these features, or without any. Evaluation shows every sample as it is."""
+        sample = self.sample(visit.sample)
+        if self.split == "train":
+            sample = shown(sample, visit, self.pen, self.config.prompts)
+        return encode_sample(self.vocabulary, self.config, sample, self.picture(visit.sample), maps)
+
+    def maps(self, number: int) -> dict[str, Stored]:
+        """The stored features of the sample's picture, by teacher."""
+        shard, _, row, _ = self._index[number].tolist()
+        return {name: reader.read(shard, row) for name, reader in self.features.items()}
+
+    def examples(self, visits: Sequence[Visit]) -> list[Example]:
+        """These visits, in order. Of a remote store many are fetched at once: it is slow to answer, not to send."""
         if not self._is_remote:
-            return [self[number] for number in numbers]
+            return [self.example(visit) for visit in visits]
         with ThreadPoolExecutor(FETCHED_AT_ONCE, thread_name_prefix="fetch") as pool:
-            return list(pool.map(self.__getitem__, numbers))
+            return list(pool.map(self.example, visits))
+
+    def order(self, seed: int, mixture: Mixture) -> Order:
+        """Which visit comes at each position of training. ConfigError where the mixture names what is not there."""
+        sizes = dict(zip(self.parts, np.bincount(self.part_N, minlength=len(self.parts)).tolist(), strict=True))
+        return Order(seed, len(self), self.part_N, list(mixture.times(sizes).values()))
+
+    @property
+    def part_N(self) -> np.ndarray:
+        return self._index[:, 3]
+
+    def holdings(self) -> np.ndarray:
+        """(N, 3): how many turns, masks and prompts each sample has."""
+        names, held_N3 = ("turns", "masks", "prompts"), np.zeros((len(self), 3), np.int64)
+        for shard, rows in enumerate(self._samples):
+            here = self._index[:, 0] == shard
+            lengths = [pc.list_value_length(rows.column(name)).to_numpy() for name in names]
+            held_N3[here] = np.stack(lengths, axis=1)[self._index[here, 1]]
+        return held_N3
 
     def sample(self, number: int) -> Sample:
-        shard, row, _ = self._index[number].tolist()
+        shard, row, _, _ = self._index[number].tolist()
         return revive(Sample, self._samples[shard].slice(row, 1).to_pylist()[0])
 
     def picture(self, number: int) -> np.ndarray:
         """HWC uint8 RGB."""
-        shard, _, row = self._index[number].tolist()
+        shard, _, row, _ = self._index[number].tolist()
         return self._pictures.read(shard, row)
 
     def _evaluated(self) -> set[str]:
@@ -157,21 +194,25 @@ class Corpus:
         rows = ((table.column("image_key").to_pylist(), table.column("split").to_pylist()) for table in self._samples)
         return {key for keys, splits in rows for key, split in zip(keys, splits, strict=True) if split == "evaluation"}
 
-    def _places(self, shard: int, head: pa.Table, split: Split, leaked: set[str], samples: Artifact) -> np.ndarray:
-        """(n, 3): shard, row of the dialogue, row of its picture, for the samples of the split that can be used."""
+    def _parts(self) -> list[str]:
+        """What the parts of the split are called, in order of name."""
+        rows = (_heads(table) for table in self._samples)
+        return sorted({_part(task, source) for shard in rows for _, split, task, source in shard if split == self.split})
+
+    def _places(self, shard: int, head: pa.Table, leaked: set[str], samples: Artifact) -> np.ndarray:
+        """(n, 4) int32: shard, row of the dialogue, row of its picture and part, of the split's samples that can be used."""
         row_of = {key: row for row, key in enumerate(head.column("image_key").to_pylist())}
-        keys = self._samples[shard].column("image_key").to_pylist()
-        _in_order(keys, row_of, samples, shard)
+        _in_order(self._samples[shard].column("image_key").to_pylist(), row_of, samples, shard)
         failed = head.column("error").is_valid().to_numpy()
         places = []
-        for number, (key, its_split) in enumerate(zip(keys, self._samples[shard].column("split").to_pylist(), strict=True)):
-            if its_split == split:
+        for number, (key, split, task, source) in enumerate(_heads(self._samples[shard])):
+            if split == self.split:
                 reason = "evaluated" if key in leaked else self._unusable(shard, row_of[key], failed)
                 self.dropped.update([reason] if reason else [])
-                places += [] if reason else [(shard, number, row_of[key])]
+                places += [] if reason else [(shard, number, row_of[key], self.parts.index(_part(task, source)))]
                 if reason not in ("", "evaluated"):
                     self._first_lost = self._first_lost or f"{reason} of {key} in shard {shard}, row {row_of[key]}"
-        return np.array(places, np.int64).reshape(-1, 3)
+        return np.array(places, np.int32).reshape(-1, 4)
 
     def _unusable(self, shard: int, row: int, failed: np.ndarray) -> str:
         """Which of the picture and its features is not there; empty when all are."""
@@ -218,6 +259,15 @@ def encode_question(
     )
 
 
+def _heads(samples: pa.Table) -> Iterator[tuple[str, str, str, str]]:
+    """(image_key, split, task, source) of every sample of a shard."""
+    return zip(*(samples.column(name).to_pylist() for name in ("image_key", "split", "task", "source")), strict=True)
+
+
+def _part(task: str, source: str) -> str:
+    return f"{task}/{source}" if source else task
+
+
 def _same_shards(artifact: Artifact, images: Artifact) -> None:
     if artifact.shards != images.shards:
         what = f"{artifact.shards} shards, the pictures have {images.shards}"
@@ -244,27 +294,6 @@ def _in_order(keys: list[str], row_of: Mapping[str, int], samples: Artifact, sha
             found = "is not in this shard of the pictures" if place < 0 else "comes before the picture of the row above"
             raise BrokenArtifact(f"shard {shard}, row {row}: picture {key} {found}", samples.where, "Run `sailyard verify`.")
         latest = place
-
-
-@dataclass(frozen=True)
-class Order:
-    """Which of `size` samples comes at each position of training: epoch after epoch, each in an order drawn from the seed."""
-
-    seed: int
-    size: int
-
-    def __getitem__(self, position: int) -> int:
-        epoch, place = divmod(position, self.size)
-        return int(_permutation(self.seed, epoch, self.size)[place])
-
-    def between(self, start: int, end: int) -> list[int]:
-        """The samples at positions start … end − 1."""
-        return [self[position] for position in range(start, end)]
-
-
-@lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(size)
 
 
 def ahead(make: Callable[[ItemT], MadeT], items: Iterable[ItemT], *, depth: int = 2, threads: int = 1) -> Generator[MadeT]:

@@ -92,7 +92,10 @@ def lm_loss(output: Output, batch: Batch, config: LossConfig) -> Tensor:
     """Mean over the batch's supervised tokens of the cross-entropy times their sample's weight."""
     next_labels_R = batch.next_labels_R
     supervised_R = next_labels_R != IGNORED
-    weights = [config.lm_with_masks if len(masks) else config.lm for masks in batch.masks]
+    has_masks = [len(masks) > 0 for masks in batch.masks]
+    if config.compat == "paper":
+        has_masks = [any(has_masks)] * len(has_masks)
+    weights = [config.lm_with_masks if masked else config.lm for masked in has_masks]
     weight_R = torch.cat([torch.full((span.length,), each) for span, each in zip(batch.spans, weights, strict=True)])
     loss_S = F.cross_entropy(output.logits_SV.float(), next_labels_R[supervised_R], reduction="none")
     return (loss_S * weight_R.to(loss_S.device)[supervised_R]).sum() / max(len(loss_S), 1)
@@ -104,8 +107,11 @@ def mask_losses(output: Output, batch: Batch, config: LossConfig, generator: tor
     groups = _grouped(pairs, lambda pair: (pair[0].shape[1:], pair[1].shape[1:]))
     mask = dice = output.hidden_RH.new_zeros((), dtype=torch.float32)
     for group in groups:
-        logits_nhw, masks_nHW = (torch.cat(part).float() for part in zip(*group, strict=True))
-        at_points = point_losses(logits_nhw, masks_nHW, choose_points(logits_nhw, config, generator))
+        logits_nhw, masks_nHW = (torch.cat(part) for part in zip(*group, strict=True))
+        rounding = logits_nhw.dtype if config.compat == "paper" else torch.float32
+        logits_nhw, masks_nHW = logits_nhw.float(), masks_nHW.float()
+        points_nP2 = choose_points(logits_nhw, config, generator)
+        at_points = point_losses(*(sample(maps, points_nP2).to(rounding).float() for maps in (logits_nhw, masks_nHW)))
         mask, dice = mask + at_points[0], dice + at_points[1]
     count = sum(len(masks) for _, masks in pairs) + EPSILON
     return config.mask * mask / count, config.dice * dice / count
@@ -122,14 +128,13 @@ def choose_points(logits_nhw: Tensor, config: LossConfig, generator: torch.Gener
     return torch.cat((drawn.gather(1, nearest_zero[..., None].expand(-1, -1, 2)), fresh), dim=1)
 
 
-def point_losses(logits_nhw: Tensor, masks_nHW: Tensor, points_nP2: Tensor) -> tuple[Tensor, Tensor]:
-    """(cross-entropy, dice), each summed over the masks, read at the points; each mask at its own resolution."""
-    predicted, target = sample(logits_nhw, points_nP2), sample(masks_nHW, points_nP2)
-    crossed = F.binary_cross_entropy_with_logits(predicted, target, reduction="none").sum()
-    chance = predicted.sigmoid()
-    overlap = 2 * (chance * target).sum(dim=1) + 1
-    dice = 1 - overlap / (chance.sum(dim=1) + target.sum(dim=1) + 1)
-    return crossed / (points_nP2.shape[1] + EPSILON), dice.sum() / (1 + EPSILON)
+def point_losses(predicted_nP: Tensor, target_nP: Tensor) -> tuple[Tensor, Tensor]:
+    """(cross-entropy, dice) of logits and masks read at points, each summed over the masks."""
+    crossed = F.binary_cross_entropy_with_logits(predicted_nP, target_nP, reduction="none").sum()
+    chance = predicted_nP.sigmoid()
+    overlap = 2 * (chance * target_nP).sum(dim=1) + 1
+    dice = 1 - overlap / (chance.sum(dim=1) + target_nP.sum(dim=1) + 1)
+    return crossed / (predicted_nP.shape[1] + EPSILON), dice.sum() / (1 + EPSILON)
 
 
 def sample(maps_nHW: Tensor, points_nP2: Tensor) -> Tensor:

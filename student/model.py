@@ -4,7 +4,8 @@ What is unusual here:
 - There is no vision encoder. A 16×16 patch is one linear layer away from being a token.
 - Inside the image block attention is bidirectional, elsewhere causal (sight.py), and positions have two axes (layers.py).
 - A batch is one row: its samples stand one behind the other, nothing is padded, and none sees another.
-- A marked region is a vector added to its patches (prompts.py), not a crop and not a coordinate in the text.
+- A marked region is a vector added to its patches, not a crop and not a coordinate in the text; or, in the paper's plain
+  baseline, the mean of its patches added to the word that names it (prompts.py).
 - The last states of the patches, upsampled, are the picture's mask features; the state *at* each [SEG] is a query; a mask is
   their inner product, without bias or scale.
 - Attribute names are those of the reference checkpoint, so its tensors load by name.
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 from schemas.errors import ConfigError
 from student.config import StudentConfig
 from student.layers import Block, RMSNorm, rotary
-from student.prompts import prompt_vectors
+from student.prompts import prompting
 from student.sequence import IGNORED, Batch, Grid
 from student.sight import KeyValues, Next, Sight, Whole
 from student.upsample import two_layers, upsample_blocks
@@ -55,7 +56,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(rows, config.hidden)
         self.vis_embed = nn.Linear(3 * config.patch**2, config.hidden, bias=False)
-        self.vp_embed = nn.Linear(config.hidden, config.hidden, bias=False) if config.prompts else None
+        self.vp_embed = prompting(config)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.norm_eps)
 
@@ -115,10 +116,10 @@ class PixelSail(nn.Module):
     def states(self, batch: Batch, past: KeyValues | None = None) -> Tensor:
         """(R, H) last states of whole sequences; with `past`, their keys and values are kept for `next_states`."""
         decoder = self.single_transformer.model
-        x_RH = decoder.embed_tokens(batch.tokens_R) + self._pixels(batch)
+        pixels_RH = self._pixels(batch)
+        x_RH = decoder.embed_tokens(batch.tokens_R) + pixels_RH
         if decoder.vp_embed is not None:
-            table_KH = decoder.embed_tokens(self.prompt_ids)
-            x_RH = x_RH + prompt_vectors(batch.prompt_index_R, table_KH, decoder.vp_embed.weight)
+            x_RH = x_RH + decoder.vp_embed.vectors(batch, pixels_RH, self.prompt_ids, decoder.embed_tokens)
         return self._decoded(x_RH, batch.positions_3R, Whole(batch.spans, x_RH.device, past))
 
     def next_states(self, tokens_B: Tensor, positions_B: Tensor, past: KeyValues) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from schemas.errors import NonFinite
 from student.config import OptimConfig
@@ -39,9 +40,12 @@ def step(moved: torch.optim.Optimizer, rate: float, clip: float, sample_ids: Seq
     Raises NonFinite before any weight moves where that norm is not a number.
     """
     parameters = [parameter for group in moved.param_groups for parameter in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, clip).item()
+    found = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    whole = found.full_tensor() if isinstance(found, DTensor) else found
+    norm = whole.item()
     if not math.isfinite(norm):
         raise NonFinite(f"gradient norm {norm}", _where(sample_ids), "The weights are as they were before this step.")
+    nn.utils.clip_grads_with_norm_(parameters, clip, whole)
     for group in moved.param_groups:
         group["lr"] = rate
     moved.step()

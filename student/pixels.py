@@ -3,6 +3,8 @@
 Shapes: H, W pixels; h, w patch rows and columns; p patch side. Sizes are (width, height), grids are (h, w).
 """
 
+from typing import Literal
+
 import numpy as np
 from PIL import Image
 
@@ -26,13 +28,19 @@ def patches_of(image_HWC: np.ndarray, patch: int, max_side: int) -> tuple[np.nda
     return np.ascontiguousarray(cut).reshape(h * w, 3 * patch * patch), (h, w)
 
 
-def prompt_patches(mask_HW: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def prompt_patches(
+    mask_HW: np.ndarray, grid: tuple[int, int], *, patch: int = 1, compat: Literal["correct", "paper"] = "correct"
+) -> np.ndarray:
     """(h, w) bool: the patches that hold at least one pixel of the mask.
 
-    Every pixel belongs to the patch its centre falls in, so a mask with a pixel always marks a patch. (Shrinking the mask
-    with NEAREST, as the reference does, loses most single points.)
+    Every pixel belongs to the patch its centre falls in, so a mask with a pixel always marks a patch. With "paper" the mask
+    is first shrunk to whole patches, `patch` pixels a side, by NEAREST, as the release does: it may then mark none, and
+    most single points on a large picture do not.
     """
     (height, width), (h, w) = mask_HW.shape, grid
+    if compat == "paper":
+        shrunk = Image.fromarray(mask_HW.astype(np.uint8)).resize((w * patch, h * patch), Image.Resampling.NEAREST)
+        return np.asarray(shrunk).reshape(h, patch, w, patch).any(axis=(1, 3))
     y, x = np.nonzero(mask_HW)
     flags_hw = np.zeros(grid, bool)
     flags_hw[(2 * y + 1) * h // (2 * height), (2 * x + 1) * w // (2 * width)] = True

@@ -87,7 +87,8 @@ def encode(
     prompt_index_L = patch_index_L.copy()
     if grid:
         patch_index_L[block] = np.arange(count)
-        prompt_index_L[block] = _prompt_index(prompts, grid, config, sample_id).ravel()
+        drawn = prompts if config.compat == "paper" and turns[-1][1] is None else _largest_first(prompts)
+        prompt_index_L[block] = _prompt_index(drawn, grid, config, sample_id).ravel()
     return Example(
         sample_id=sample_id,
         tokens_L=np.array(tokens),
@@ -165,15 +166,20 @@ def _joined(
     return tokens, labels
 
 
+def _largest_first(prompts: Sequence[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:
+    """So that where prompts overlap the smallest is seen. The release, when it is asked, takes them as they come."""
+    return sorted(prompts, key=lambda prompt: -int(np.count_nonzero(prompt[1])))
+
+
 def _prompt_index(prompts: Sequence[tuple[int, np.ndarray]], grid: Grid, config: StudentConfig, sample_id: str) -> np.ndarray:
-    """(h, w): the number of the prompt that covers each patch, the smallest where several do."""
+    """(h, w): the number of the prompt that covers each patch, the last where several do."""
     index_hw = np.full(grid, NO_PROMPT)
-    for k, mask_HW in sorted(prompts, key=lambda prompt: -int(np.count_nonzero(prompt[1]))):
+    for k, mask_HW in prompts:
         if not 0 <= k < config.prompts:
             raise DataError(f"prompt {k} of a student with {config.prompts} prompts", f"sample {sample_id}")
         if not mask_HW.any():
             raise DataError(f"prompt {k} marks no pixel", f"sample {sample_id}", "Leave out empty regions.")
-        index_hw[prompt_patches(mask_HW, grid)] = k
+        index_hw[prompt_patches(mask_HW, grid, patch=config.patch, compat=config.compat)] = k
     return index_hw
 
 

@@ -42,7 +42,8 @@ class UpsampleBlock(nn.Sequential):
 
 
 def upsample_blocks(config: StudentConfig) -> nn.ModuleList:
-    """The doublings from the patch grid to `mask_stride`; all start from the same weights, as in the reference."""
+    """The doublings from the patch grid to `mask_stride`, none where that is a whole patch; all start from the same weights, as
+    in the reference."""
     block = UpsampleBlock(config.head_width)
     return nn.ModuleList(copy.deepcopy(block) for _ in range(config.upsample_blocks))
 

@@ -2,6 +2,7 @@
 
 Ids run: bytes and merges, then `BASE_TOKENS`, then `[SEG] <p> </p> <Prompt0> … <PromptN-1> <NO_Prompt>` in that order, the
 order in which the reference grows its tokenizer. `<NO_Prompt>` never stands in a sequence; it keeps checkpoints aligned.
+One taken from a published tokenizer keeps every id of that, its added tokens too, and has behind them what it lacked.
 """
 
 from collections.abc import Iterable
@@ -10,10 +11,9 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from schemas.errors import ConfigError, DataError
+from student.published import WORDS, read_tokenizer
 
 BASE_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<vision>", "<vpatch>", "</vision>")
-# The word pattern that Qwen2 was trained with; its merges mean nothing under another one.
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def added_tokens(prompts: int) -> list[str]:
@@ -56,12 +56,15 @@ class Vocabulary:
 
     @classmethod
     def from_qwen(cls, folder: Path, prompts: int) -> "Vocabulary":
-        """The vocabulary of a Qwen2 folder (`vocab.json`, `merges.txt`), with the tokens of Pixel-SAIL behind it."""
-        files = [Path(folder) / "vocab.json", Path(folder) / "merges.txt"]
-        for file in files:
-            if not file.is_file():
-                raise DataError("no such file", str(file), "A Qwen2 tokenizer folder holds vocab.json and merges.txt.")
-        tokenizer = _byte_level(models.BPE.from_file(*map(str, files)))
+        """The vocabulary of a Qwen2 folder, and behind it what it lacks of `BASE_TOKENS` and of the tokens of Pixel-SAIL.
+
+        Raises DataError where the files are no byte-level BPE, or leave gaps between their ids.
+        """
+        found = read_tokenizer(Path(folder))
+        tokenizer = _byte_level(models.BPE(found.pieces, found.merges))
+        tokenizer.add_tokens([AddedToken(**fields) for fields in found.added])
+        if tokenizer.get_vocab(with_added_tokens=True) != found.ids:
+            raise DataError("its added tokens do not follow its pieces id by id", str(folder), "Give a folder as published.")
         return cls(_with_special(tokenizer, [*BASE_TOKENS, *added_tokens(prompts)]))
 
     @classmethod
@@ -80,6 +83,10 @@ class Vocabulary:
     def decode(self, ids: Iterable[int], keep_special: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=not keep_special)
+
+    def ids(self) -> dict[str, int]:
+        """token -> id, of all tokens; pieces of words are written as byte-level BPE writes them."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)

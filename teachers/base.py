@@ -14,11 +14,12 @@ from schemas.config import Config, execution
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Grid = tuple[int, int]
+TAUGHT = "taught"
 
 
 class NetworkConfig(Config):
     """A frozen network. `weights` picks the defaults of the other fields, which `presets` has for each name that it knows;
-    "random" is a micro network, whose weights are drawn from `seed`."""
+    "random" is a micro network, whose weights are drawn from `seed`; "taught" one that the project itself teaches."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -36,6 +37,11 @@ class NetworkConfig(Config):
     @property
     def is_random(self) -> bool:
         return self.weights == "random"
+
+    @property
+    def is_taught(self) -> bool:
+        """Its weights are an artifact of the project, which all that is made with them has among its inputs."""
+        return self.weights == TAUGHT
 
 
 class Teacher(Protocol):

@@ -12,7 +12,9 @@ import json
 import pickle
 import re
 import struct
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 
 from schemas.config import differences
 from schemas.errors import ConfigError, DataError
+from schemas.storage import Folder
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -68,6 +71,19 @@ def locate(weights: str, folder: str | None) -> Path:
     if not Path(folder).exists():
         raise DataError(f"no weights of {weights} here", folder, "Correct `folder` in the teacher's config.")
     return Path(folder)
+
+
+@contextmanager
+def at_hand(weights: str, folder: str | None) -> Iterator[Path]:
+    """Where they lie, while they are read: those that lie in a store and not on a disk are copied for that time."""
+    store = Folder(folder or "")
+    if folder is None or store.is_local:
+        yield locate(weights, folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="sailyard-weights-") as copy:
+        for name in store.names():
+            (Path(copy) / name).write_bytes(store.read(name))
+        yield Path(copy)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

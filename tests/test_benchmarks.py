@@ -16,11 +16,24 @@ TINY = {
     "resume": ["--shards", "5", "--rounds", "1"],
     "loader": ["--pictures", "8", "--rounds", "1"],
     "step": ["--pictures", "2", "--batch", "1", "--rounds", "1"],
+    "train": ["--rounds", "1", "--batch", "2"],
+    "generate": ["--pictures", "2", "--rounds", "1", "--steps", "1"],
     "extract": ["--pictures", "1", "--rounds", "1", "--side", "128"],
     "fidelity": ["--side", "128", "--hidden", "64", "--pictures-measured", "1", "--pictures-fitted", "1"],
     "scale": ["--shards", "4", "--rows", "2", "--workers", "0", "--pictures", "8"],
 }
-BARS = {"store": 1, "overhead": 3, "resume": 1, "loader": 4, "step": 2, "extract": 2, "fidelity": 1, "scale": 4}
+BARS = {
+    "store": 1,
+    "overhead": 3,
+    "resume": 1,
+    "loader": 4,
+    "step": 2,
+    "extract": 2,
+    "fidelity": 1,
+    "scale": 4,
+    "train": 2,
+    "generate": 3,
+}
 
 
 def run(name: str, *arguments: str) -> str:

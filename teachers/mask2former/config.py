@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from schemas.config import Config
-from teachers.base import NetworkConfig
+from teachers.base import TAUGHT, NetworkConfig
 
 Stages = tuple[int, int, int, int]
 
@@ -67,6 +67,23 @@ RANDOM: dict[str, Any] = {
     "min_overlap": 0.0,
 }
 
+# A micro network that learns the quickstart's scenes: eight kinds of shapes, five of grounds, seven regions at most. From
+# nothing, convolutions learn faster than a Swin. It knows sooner where a region is than of which kind, so no score is too low.
+LEARNER: dict[str, Any] = RANDOM | {
+    "sizes": {
+        "backbone": {"kind": "resnet", "width": 16, "blocks": (1, 1, 1, 1)},
+        "queries": 12,
+        "labels": 13,
+        "pixel_layers": 1,
+        "pixel_mlp": 64,
+        "query_layers": 3,
+        "query_mlp": 128,
+        "decoder_heads": 4,
+    },
+    "channels": 64,
+    "things": 8,
+}
+
 TINY = {"kind": "swin", "width": 96, "blocks": (2, 2, 6, 2), "heads": (3, 6, 12, 24), "window": 7}
 SMALL = TINY | {"blocks": (2, 2, 18, 2)}
 BASE = {"kind": "swin", "width": 128, "blocks": (2, 2, 18, 2), "heads": (4, 8, 16, 32), "window": 12}
@@ -85,6 +102,7 @@ def _instance(backbone: dict[str, Any], queries: int = 100) -> dict[str, Any]:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "random": RANDOM,
+    TAUGHT: LEARNER,
     "facebook/mask2former-swin-tiny-coco-panoptic": _panoptic(TINY),
     "facebook/mask2former-swin-small-coco-panoptic": _panoptic(SMALL),
     "facebook/mask2former-swin-base-coco-panoptic": _panoptic(BASE),
@@ -132,3 +150,19 @@ class Mask2FormerConfig(NetworkConfig):
     def feature_channels(self) -> int:
         """Of the maps that it gives as a teacher."""
         return self.channels
+
+
+class Learning(Config):
+    """How a network that is taught learns: `steps` of `batch` pictures each, from `pictures` of the pool at most, and judged
+    on `held_out` others. `points` are the places in a picture at which each of its regions is compared. The first weights,
+    the order of the pictures and the places follow from the teacher's `seed`."""
+
+    steps: int = Field(default=500, ge=1)
+    batch: int = Field(default=8, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    warmup: int = Field(default=50, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    points: int = Field(default=128, ge=1)
+    pictures: int = Field(default=2048, ge=1)
+    held_out: int = Field(default=64, ge=1)

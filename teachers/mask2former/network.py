@@ -110,8 +110,8 @@ def load(config: Mask2FormerConfig) -> PanopticNetwork:
     if config.is_random and config.sizes is not None:
         plan = architecture(config, config.sizes)
         return weights.frozen(weights.seeded(lambda: PanopticNetwork(plan), config.seed, GAIN))
-    path = weights.locate(config.weights, config.folder)
-    return weights.frozen(_load_folder(config, path) if path.is_dir() else _load_original(config, path))
+    with weights.at_hand(config.weights, config.folder) as path:
+        return weights.frozen(_load_folder(config, path) if path.is_dir() else _load_original(config, path))
 
 
 def _load_folder(config: Mask2FormerConfig, folder: Path) -> PanopticNetwork:

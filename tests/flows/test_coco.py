@@ -11,6 +11,7 @@ import pytest
 from schemas.artifact import Artifact
 from schemas.storage import Folder
 from tests.flows.conftest import QUICKSTART
+from tests.flows.photographs import as_reference, chosen_pictures
 from tests.flows.small import sailyard
 from tests.sample import sample_of
 
@@ -86,22 +87,12 @@ def records(sample: Path) -> list[dict[str, Any]]:
     return [record | ({"split": "train"} if record["image_id"] in taught else {}) for record in found]
 
 
-def as_reference(record: dict[str, Any]) -> dict[str, Any]:
-    """The record as RefCOCO's pickles have it; the sample has one sentence in each."""
-    sentence = {"sent": record["sentence"], "raw": record["sentence"], "sent_id": record["sent_id"]}
-    ann_id = -1 if record["no_target"] else record["ann_id"] or record["panoptic_segment_id"]
-    return {key: record[key] for key in ("ref_id", "image_id", "split")} | {"ann_id": ann_id, "sentences": [sentence]}
-
-
 @pytest.fixture(scope="module")
 def printed(prefect_server, sample, records, tmp_path_factory) -> dict[str, Any]:
     """What the run ends with."""
     folder = tmp_path_factory.mktemp("photographs")
     (folder / "refs.p").write_bytes(pickle.dumps([as_reference(record) for record in records], 0))
-    pictures = folder / "images"
-    pictures.mkdir()
-    for name in {f"{record['image_id']:012}.jpg" for record in records}:
-        (pictures / name).symlink_to(sample / "images" / name)
+    pictures = chosen_pictures(sample, (record["image_id"] for record in records), folder / "images")
     config = folder / "photographs.toml"
     places = {"workspace": folder / "runs", "pictures": pictures, "refs": folder / "refs.p"}
     config.write_text(CONFIG.format(coco=QUICKSTART.with_name("coco.toml"), sample=sample, **places))
@@ -151,5 +142,5 @@ def test_the_student_is_taught_asked_and_judged(printed, records):
         assert 0 <= scores["giou"] <= 1
     summary = Artifact.sealed(Folder(printed["artifacts"]["train"])).record().summary
     assert summary["steps"] == 4
-    assert summary["dropped"] == {}
+    assert summary["shown"]["dropped"] == {}
     assert b"data:image/" in Path(printed["report"]).read_bytes()

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from schemas.marks import interior_points
 from schemas.regions import Rle, Segment, VisualPrompt
 from schemas.tables import SEGMENTS, revive
-from stages.prompts import PromptsStage, interior_points
+from stages.prompts import PromptsStage
 
 
 def disk(height: int, width: int, radius: float) -> np.ndarray:

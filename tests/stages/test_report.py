@@ -74,11 +74,11 @@ def row(name: str, task: str, question: str, expected: str, text: str, targets=(
 
 
 def samples() -> list[dict]:
-    trained = {"sample_id": "t", "image_key": KEYS[0], "split": "train", "task": "caption", "masks": [rle(*BOX)]}
+    trained = {"sample_id": "t", "image_key": KEYS[0], "split": "train", "task": "caption", "masks": [rle(*BOX)], "source": ""}
     rows = [trained | {"turns": [Turn("Describe <Prompt0>.", "red")], "prompts": [PromptSlot(0, rle(*BOX))]}]
     for asked in predictions(True):
         turns, slots = [Turn(asked["question"], asked["expected"])], [PromptSlot(0, rle(*BOX))]
-        dialogue = {"split": "evaluation", "turns": turns, "masks": asked["targets"], "prompts": slots}
+        dialogue = {"split": "evaluation", "turns": turns, "masks": asked["targets"], "prompts": slots, "source": ""}
         rows.append({name: asked[name] for name in ("sample_id", "image_key", "task")} | dialogue)
     return rows
 

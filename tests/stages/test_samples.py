@@ -38,12 +38,16 @@ def samples(stage: SamplesStage, *annotations: dict) -> list[Sample]:
     return revive(list[Sample], written(stage, *annotations).to_pylist())
 
 
+def number_in(question: str) -> int:
+    return int(re.search(r"cup (\d)", question)[1])
+
+
 def test_each_seg_has_its_mask_in_order():
     (sample,) = samples(SamplesStage(), annotation("k"))
     assert len(sample.turns) == 4
     assert sum(turn.answer.count("[SEG]") for turn in sample.turns) == len(sample.masks) == 4
     for turn, mask in zip(sample.turns, sample.masks, strict=True):
-        number = int(re.search(r"cup (\d)", turn.question)[1])
+        number = number_in(turn.question)
         assert np.array_equal(mask.mask(), block(number))
         assert f"cup {number}." not in turn.question
 
@@ -56,10 +60,22 @@ def test_training_groups_turns_and_evaluation_asks_one_thing():
     assert asked[0].turns[0].question == "Please segment the cup 1 here."
 
 
-def test_repeats_group_and_word_the_same_statements_anew():
-    made = samples(SamplesStage(turns=2, repeats={"segmentation": 3}), annotation("k"))
-    assert len(made) == len({sample.sample_id for sample in made}) == 6
-    assert len({str(sample.turns) for sample in made}) == 6
+def test_by_source_no_training_dialogue_is_of_two_data_sets():
+    said = [Expression(f"the cup {n}", [n], "train", "odd" if n % 2 else "even") for n in (1, 2, 3, 4)]
+    (mixed,) = samples(SamplesStage(), annotation("k", expressions=said))
+    assert (len(mixed.turns), mixed.source) == (4, "")
+    apart = samples(SamplesStage(by_source=True), annotation("k", expressions=said))
+    named = {sample.source: {number_in(turn.question) for turn in sample.turns} for sample in apart}
+    assert named == {"odd": {1, 3}, "even": {2, 4}}
+    assert {sample.sample_id for sample in apart} == {"k-segmentation-0", "k-segmentation-1"}
+
+
+def test_an_evaluation_dialogue_says_which_data_set_it_is_from():
+    said = [Expression(f"the cup {n}", [n], "evaluation", f"set {n}") for n in (1, 2)]
+    made = samples(SamplesStage(), annotation("k", expressions=said))
+    assert [(sample.source, sample.turns[0].question) for sample in made] == [
+        (f"set {n}", f"Please segment the cup {n} here.") for n in (1, 2)
+    ]
 
 
 def test_evaluation_can_be_limited_per_image_and_task():
@@ -102,17 +118,23 @@ def test_every_statement_that_becomes_no_dialogue_is_counted():
 
 
 @pytest.mark.parametrize("kinds", [("mask",), ("point", "box")])
-def test_captions_point_with_prompts_of_the_wanted_kinds(kinds):
+def test_training_captions_keep_the_object_and_the_kinds_of_mark_to_point_with(kinds):
     captions = [Caption(n, f"number {n}", "train", "c") for n in (1, 2, 3, 4)]
     stage = SamplesStage(tasks=("caption",), prompt_kinds=kinds, negative_rate=0.0)
     (sample,) = samples(stage, annotation("k", captions=captions))
     for turn, slot in zip(sample.turns, sample.prompts, strict=True):
         assert f"<Prompt{slot.index}>" in turn.question
         number = int(re.fullmatch(rf"<Prompt{slot.index}>: number (\d)", turn.answer)[1])
-        covers_all = slot.rle.area == 100
-        assert not (slot.rle.mask() & ~block(number)).any()
-        assert covers_all or "point" in kinds
+        assert np.array_equal(slot.rle.mask(), block(number))
+        assert slot.kinds == list(kinds)
     assert len({slot.index for slot in sample.prompts}) == 4
+
+
+def test_evaluation_points_with_masks_as_they_are():
+    row = annotation("k", "evaluation", captions=[Caption(3, "number 3", "evaluation", "c")])
+    (sample,) = samples(SamplesStage(tasks=("caption",), prompt_kinds=("point",)), row)
+    assert np.array_equal(sample.prompts[0].rle.mask(), block(3))
+    assert sample.prompts[0].kinds == []
 
 
 def test_negative_turns_speak_of_a_prompt_that_is_not_there():
@@ -137,6 +159,14 @@ def test_choices_and_references_turn_tags_into_prompts_and_masks():
     assert asked["reference"].turns[0].question == "the cup left of <Prompt0>"
     assert np.array_equal(asked["reference"].prompts[0].rle.mask(), block(3))
     assert np.array_equal(asked["reference"].masks[0].mask(), block(1))
+
+
+def test_a_dialogue_points_at_one_object_with_one_prompt():
+    tags = [Tag("<a>", 3), Tag("<b>", 1), Tag("<c>", 3)]
+    references = [Reference(f"the {n}. right of <a> and <c>", "<b>", tags, "train", "vres") for n in range(3)]
+    (sample,) = samples(SamplesStage(tasks=("reference",)), annotation("k", references=references))
+    assert [(slot.index, slot.rle) for slot in sample.prompts] == [(0, SEGMENTS_1_TO_4[2].rle)]
+    assert all(turn.question.endswith("right of <Prompt0> and <Prompt0>") for turn in sample.turns)
 
 
 def test_a_dialogue_never_needs_more_prompts_than_there_are():

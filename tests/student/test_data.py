@@ -2,10 +2,10 @@
 
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from schemas.artifact import Artifact
 from schemas.cache import Cache
 from schemas.errors import BrokenArtifact, DataError
 from schemas.storage import Folder
-from student.data import Corpus, Order, PictureReader, ahead, encode_question
+from student.data import Corpus, PictureReader, ahead, encode_question
+from student.mixture import Mixture
 from student.sequence import IGNORED
+from student.visits import Visit
 from tests.student.endpoint import requests
 from tests.student.micro import micro_config, micro_vocabulary
 from tests.student.stores import SPECS, Store, image_row, sealed, write_store
@@ -118,18 +120,19 @@ def test_failed_rows_are_refused_where_they_may_not_be_skipped(small_store: Stor
 
 def test_several_samples_come_in_the_order_that_was_asked_for(store: Folder, rng: np.random.Generator):
     corpus = open_corpus(write_store(store, rng))
-    wanted = [7, 0, 17, 7]
-    for example, number in zip(corpus.examples(wanted), wanted, strict=True):
-        alone = corpus[number]
+    wanted = [Visit(7), Visit(0, epoch=2), Visit(17), Visit(7)]
+    for example, visit in zip(corpus.examples(wanted), wanted, strict=True):
+        alone = corpus.example(visit)
         assert example.sample_id == alone.sample_id
         assert np.array_equal(example.patches_NP, alone.patches_NP)
+        assert np.array_equal(example.tokens_L, alone.tokens_L)
         assert all(torch.equal(example.features[name].values, alone.features[name].values) for name in SPECS)
 
 
 def test_the_second_epoch_of_a_remote_store_asks_for_nothing(s3_bucket: str, rng: np.random.Generator, tmp_path: Path):
     folder = Folder(f"{s3_bucket}/{uuid.uuid4().hex}")
     corpus = open_corpus(write_store(folder, rng), feature_cache=Cache(tmp_path, 1 << 20))
-    order = Order(0, len(corpus))
+    order = corpus.order(0, Mixture())
     epochs = []
     for epoch in range(2):
         steps = [order.between(start, start + 6) for start in range(18 * epoch, 18 * epoch + 18, 6)]
@@ -191,6 +194,32 @@ def test_another_number_of_shards_is_refused(small_store: Store):
         open_corpus(small_store, samples=samples)
 
 
+def test_training_shows_a_sample_otherwise_in_every_epoch_and_evaluation_never_does(small_store: Store):
+    seen = {}
+    for split in ("train", "evaluation"):
+        corpus = open_corpus(small_store, split=split)
+        visits = [Visit(0, 0, epoch, showing) for epoch in range(4) for showing in range(2)]
+        seen[split] = {tuple(example.tokens_L) for example in corpus.examples(visits)}
+    assert len(seen["train"]) > 1
+    assert len(seen["evaluation"]) == 1
+
+
+def test_a_part_is_a_task_or_what_a_data_set_says_for_it(small_store: Store):
+    plain = open_corpus(small_store)
+    assert plain.parts == ["caption", "choice", "segmentation"]
+    assert [plain.parts[part] for part in plain.part_N] == [plain.sample(number).task for number in range(len(plain))]
+
+    def sourced(shard: int, rows: pa.Table) -> pa.Table:
+        return with_column(rows, "source", [f"set{number % 2}" for number in range(len(rows))])
+
+    apart = open_corpus(small_store, samples=remade(small_store.samples, small_store.folder.child("sourced"), sourced))
+    assert apart.parts == [f"{task}/set{number}" for task in plain.parts for number in range(2)]
+    order = apart.order(0, Mixture(repeats={"choice": 0, "caption": 0, "segmentation/set1": 3}))
+    shown = [apart.sample(visit.sample) for visit in order.between(0, order.size)]
+    counted = Counter((sample.task, sample.source) for sample in shown)
+    assert counted == {("segmentation", "set0"): 4, ("segmentation", "set1"): 6}
+
+
 def test_a_question_leaves_the_last_answer_open(small_store: Store):
     corpus = open_corpus(small_store)
     sample, picture = corpus.sample(0), corpus.picture(0)
@@ -202,26 +231,6 @@ def test_a_question_leaves_the_last_answer_open(small_store: Store):
     alone = encode_question(corpus.vocabulary, corpus.config, replace(sample, turns=sample.turns[:1]), picture)
     assert (alone.labels_L == IGNORED).all()
     assert len(alone.masks_nHW) == 0
-
-
-def test_every_epoch_shows_every_sample_once_in_its_own_order():
-    order = Order(seed=3, size=7)
-    epochs = [order.between(7 * epoch, 7 * epoch + 7) for epoch in range(3)]
-    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
-    assert Order(3, 7).between(0, 21) == list(chain(*epochs))
-    assert Order(4, 7).between(0, 21) != list(chain(*epochs))
-
-
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_the_number_of_workers_does_not_change_the_order(workers: int):
-    order, batch = Order(seed=0, size=11), 8
-    seen = [
-        order.between(step * batch + rank * batch // workers, step * batch + (rank + 1) * batch // workers)
-        for step in range(5)
-        for rank in range(workers)
-    ]
-    assert list(chain(*seen)) == order.between(0, 5 * batch)
 
 
 def test_work_is_done_ahead_in_order_and_within_bounds():

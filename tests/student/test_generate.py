@@ -35,10 +35,10 @@ def questions(rng: np.random.Generator) -> list[Example]:
 
 
 @torch.no_grad()
-def plain(student: PixelSail, example: Example) -> list[int]:
+def plain(student: PixelSail, example: Example, steps: int = STEPS) -> list[int]:
     """The likeliest tokens, each by reading everything before it anew."""
     tokens: list[int] = []
-    while len(tokens) < STEPS:
+    while len(tokens) < steps:
         state = student.states(collate([example]))[-1]
         tokens.append(int(student.logits(state).argmax()))
         if tokens[-1] in (micro_vocabulary().end_of_text, micro_vocabulary().turn_end):
@@ -58,12 +58,49 @@ def test_answers_are_those_of_a_plain_loop(student: PixelSail, questions: list[E
     assert len({tuple(answer.token_ids) for answer in answers}) > 1
 
 
+def test_an_answer_outgrows_the_room_that_was_left_for_it(student: PixelSail, questions: list[Example]):
+    (answer,) = generate(student, micro_vocabulary(), questions[:1], 70)
+    assert answer.token_ids == plain(student, questions[0], 70)
+    assert len(answer.token_ids) == 70
+
+
 def test_answers_do_not_depend_on_the_batch(student: PixelSail, questions: list[Example]):
     together = generate(student, micro_vocabulary(), questions, STEPS)
     alone = [generate(student, micro_vocabulary(), [example], STEPS)[0] for example in questions]
     by_two = generate(student, micro_vocabulary(), questions, STEPS, batch=2)
     assert all(map(same, together, alone))
     assert all(map(same, together, by_two))
+
+
+def test_drawn_answers_do_not_depend_on_the_batch(student: PixelSail, questions: list[Example]):
+    drawn = {"temperature": 1.5, "seed": 3}
+    together = generate(student, micro_vocabulary(), questions, STEPS, **drawn)
+    alone = [generate(student, micro_vocabulary(), [example], STEPS, **drawn)[0] for example in questions]
+    assert all(map(same, together, alone))
+    assert [one.token_ids for one in together] != [
+        one.token_ids for one in generate(student, micro_vocabulary(), questions, STEPS)
+    ]
+    other_seed = generate(student, micro_vocabulary(), questions, STEPS, temperature=1.5, seed=4)
+    assert [one.token_ids for one in together] != [one.token_ids for one in other_seed]
+
+
+def test_a_question_that_is_asked_twice_is_answered_by_other_numbers(student: PixelSail, questions: list[Example]):
+    answers = generate(student, micro_vocabulary(), [*questions[:1] * 2, questions[1]], STEPS, temperature=1.5)
+    assert answers[0].token_ids != answers[1].token_ids
+    assert same(answers[2], *generate(student, micro_vocabulary(), questions[1:2], STEPS, temperature=1.5))
+
+
+@torch.no_grad()
+def test_tokens_are_drawn_as_often_as_they_are_likely(student: PixelSail, questions: list[Example]):
+    example, temperature = questions[0], 0.7
+    likely_V = (student.logits(student.states(collate([example]))[-1]) / temperature).softmax(dim=-1)
+    answers = generate(student, micro_vocabulary(), [example] * 1000, 1, batch=250, temperature=temperature)
+    stops = [micro_vocabulary().end_of_text, micro_vocabulary().turn_end]
+    drawn = (
+        torch.tensor([answer.token_ids[0] for answer in answers if answer.token_ids]).bincount(minlength=len(likely_V)) / 1000
+    )
+    likely_V[stops] = 0
+    assert (drawn - likely_V).abs().max() < 0.05
 
 
 def saying(student: PixelSail, example: Example, token: int) -> PixelSail:
@@ -105,6 +142,16 @@ def test_an_answer_ends_at_the_stop(student: PixelSail, rng: np.random.Generator
     silent = saying(student, asked, getattr(micro_vocabulary(), stop))
     (answer,) = generate(silent, micro_vocabulary(), [asked], STEPS)
     assert (answer.text, answer.token_ids, answer.mask_logits_nhw.numel()) == ("", [], 0)
+
+
+def test_long_answers_that_end_one_after_the_other_are_those_given_alone(student: PixelSail, questions: list[Example]):
+    """The cache grows twice, and those that have ended leave the batch."""
+    drawn = {"max_new_tokens": 120, "temperature": 1.0, "seed": 1}
+    together = generate(student, micro_vocabulary(), questions, **drawn)
+    alone = [generate(student, micro_vocabulary(), [example], **drawn)[0] for example in questions]
+    assert all(map(same, together, alone))
+    lengths = sorted(len(answer.token_ids) for answer in together)
+    assert lengths[2] < lengths[3] < lengths[4] == 120
 
 
 def test_no_question_has_no_answer(student: PixelSail):

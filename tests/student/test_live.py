@@ -19,9 +19,8 @@ from schemas.storage import Folder
 from stages.base import Resources, make_shard
 from stages.features import FeaturesStage
 from student.checkpoint import at
-from student.data import Corpus, encode_sample
+from student.data import Corpus
 from student.features import Column, Stored
-from student.sequence import Example
 from student.train import METRICS, TrainSetup, train
 from student.train_config import TrainConfig
 from teachers.base import Teacher
@@ -53,7 +52,7 @@ class Live(Corpus):
         specs = {name: FeatureSpec(teacher=name, layer=layer, channels=c, grid="native") for name, (layer, c) in layers.items()}
         self.columns = {name: Column(spec) for name, spec in specs.items()}
 
-    def __getitem__(self, number: int) -> Example:
+    def maps(self, number: int) -> dict[str, Stored]:
         self.visits += 1
         image_HWC, features = self.picture(number), {}
         for name, teacher in self._teachers.items():
@@ -61,7 +60,7 @@ class Live(Corpus):
             grid = patch_grid(name).of(image_HWC.shape[1], image_HWC.shape[0])
             resized_1Chw = F.interpolate(torch.from_numpy(map_Chw)[None], size=grid, mode="bilinear", align_corners=False)
             features[name] = Stored(grid, resized_1Chw[0].to(torch.bfloat16))
-        return encode_sample(self.vocabulary, self.config, self.sample(number), image_HWC, features)
+        return features
 
 
 def stored_features(store: Store, name: str) -> Artifact:

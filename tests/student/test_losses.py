@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def test_point_losses_point_by_point(generator):
         crossed += sum(-t * math.log(p) - (1 - t) * math.log(1 - p) for p, t in zip(chance, target, strict=True))
         overlap = 2 * sum(p * t for p, t in zip(chance, target, strict=True)) + 1
         dice += 1 - overlap / (sum(chance) + sum(target) + 1)
-    found = point_losses(logits, masks, points)
+    found = point_losses(sample(logits, points), sample(masks, points))
     assert float(found[0]) == pytest.approx(crossed / (30 + 1e-4), rel=1e-5)
     assert float(found[1]) == pytest.approx(dice / (1 + 1e-4), rel=1e-5)
 
@@ -107,16 +108,14 @@ def test_samples_of_one_size_go_together_and_count_alone(rng, generator):
     drawing = torch.Generator().manual_seed(5)
     alike = choose_points(torch.cat([output.mask_logits[0], output.mask_logits[3]]), loss_config(), drawing)
     points = {0: alike[:2], 3: alike[2:], 4: choose_points(output.mask_logits[4], loss_config(), drawing)}
-    each = [point_losses(output.mask_logits[i], batch.masks[i].float(), points[i]) for i in points]
+    each = [point_losses(sample(output.mask_logits[i], at), sample(batch.masks[i].float(), at)) for i, at in points.items()]
     mask, dice = mask_losses(output, batch, loss_config(), torch.Generator().manual_seed(5))
     assert float(mask) == pytest.approx(2.0 * sum(float(crossed) for crossed, _ in each) / (4 + 1e-4), rel=1e-5)
     assert float(dice) == pytest.approx(0.5 * sum(float(one) for _, one in each) / (4 + 1e-4), rel=1e-5)
 
 
 def test_an_empty_mask_is_learned_as_nothing():
-    certain = torch.full((1, 4, 4), -20.0)
-    points = torch.rand(1, 50, 2, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
-    crossed, dice = point_losses(certain, torch.zeros(1, 9, 9), points)
+    crossed, dice = point_losses(torch.full((1, 50), -20.0), torch.zeros(1, 50))
     assert float(crossed) < 1e-5
     assert float(dice) < 1e-5
 
@@ -134,6 +133,36 @@ def test_the_text_loss_of_samples_with_masks_is_scaled_alone(rng, generator):
                 total += (0.1 if len(masks) else 1.0) * float(-logits.log_softmax(-1)[label])
                 count += 1
     assert float(lm_loss(output, batch, loss_config())) == pytest.approx(total / count, rel=1e-5)
+
+
+@torch.no_grad()
+def test_in_the_release_one_mask_scales_the_text_of_its_micro_batch(rng, generator):
+    model, _ = setup(generator)
+    batch = collate(mixed(rng))
+    output = model(batch)
+    per_sample = lm_loss(output, batch, loss_config(lm=0.1, lm_with_masks=0.1))
+    assert float(lm_loss(output, batch, loss_config(compat="paper"))) == pytest.approx(float(per_sample), rel=1e-6)
+    spoken_alone = collate([spoken()])
+    alone = [lm_loss(model(spoken_alone), spoken_alone, loss_config(compat=compat)) for compat in ("correct", "paper")]
+    assert float(alone[0]) == float(alone[1])
+
+
+@torch.no_grad()
+def test_the_release_rounds_what_it_reads_at_points(rng, generator):
+    model, _ = setup(generator)
+    batch = collate(mixed(rng))
+    output = model(batch)
+    halved = replace(output, mask_logits=[logits if logits is None else logits.bfloat16() for logits in output.mask_logits])
+    losses_of = lambda config: mask_losses(halved, batch, config, torch.Generator().manual_seed(5))[0]  # noqa: E731
+    points, rounded = torch.Generator().manual_seed(5), 0.0
+    for chosen in ([0, 3], [4]):
+        logits = torch.cat([halved.mask_logits[i] for i in chosen]).float()
+        at = choose_points(logits, loss_config(), points).split([len(batch.masks[i]) for i in chosen])
+        for i, own in zip(chosen, at, strict=True):
+            read = [sample(maps.float(), own).bfloat16().float() for maps in (halved.mask_logits[i], batch.masks[i])]
+            rounded += float(point_losses(*read)[0])
+    assert float(losses_of(loss_config(compat="paper"))) == pytest.approx(2.0 * rounded / (4 + 1e-4), rel=1e-5)
+    assert float(losses_of(loss_config())) != pytest.approx(2.0 * rounded / (4 + 1e-4), rel=1e-5)
 
 
 @torch.no_grad()

@@ -63,6 +63,16 @@ def test_the_smallest_prompt_wins_a_shared_patch(rng):
         assert example.prompt_index_L[1:7].tolist() == [2, 0, NO_PROMPT, 0, 0, NO_PROMPT]
 
 
+def test_the_release_takes_prompts_as_they_come_when_it_is_asked(rng):
+    large, small = square(32, 48, 0, 0, 30), square(32, 48, 0, 0, 5)
+    settings = {"image": picture(rng, 32, 48), "prompts": [(2, small), (0, large)]}
+    release = lambda answer: encode(  # noqa: E731
+        micro_vocabulary(), micro_config(compat="paper"), turns=[("What is <Prompt2>?", answer)], **settings
+    )
+    assert release(None).prompt_index_L[1:7].tolist() == [0, 0, NO_PROMPT, 0, 0, NO_PROMPT]
+    assert release("It.").prompt_index_L[1:7].tolist() == [2, 0, NO_PROMPT, 0, 0, NO_PROMPT]
+
+
 def test_turns_that_do_not_fit_are_left_out_with_their_masks(rng):
     settings = {
         "turns": [("One?", "It is [SEG]."), ("Two?", "[SEG] and [SEG]."), ("Three?", "Yes.")],

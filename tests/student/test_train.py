@@ -2,8 +2,10 @@
 
 import json
 import multiprocessing
+import os
+import signal
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +16,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from schemas.errors import BrokenArtifact, ConfigError, DataError, NonFinite, StaleArtifact
+from schemas.errors import BrokenArtifact, ConfigError, DataError, NonFinite, Preempted, StaleArtifact
 from schemas.storage import Folder
 from schemas.tables import features
 from student import checkpoint
-from student.data import Corpus, Order
+from student.data import Corpus
+from student.saving import Saver
 from student.sequence import collate
-from student.train import METRICS, Run, TrainSetup, initial_student, train
+from student.train import METRICS, NONFINITE, Run, TrainSetup, initial_student, train
 from student.train_config import TrainConfig
 from tests.student.micro import micro_config, micro_vocabulary
 from tests.student.stores import FAST, SPECS, Store, feature_rows, sealed, small_loss, write_store
@@ -52,6 +55,12 @@ def kill_at(step: int):
     return report
 
 
+def asked_after(checks: int) -> Callable[[], bool]:
+    """Whether to leave: at the last of so many looks."""
+    left = iter(range(checks))
+    return lambda: next(left, 0) == checks - 1
+
+
 def files(folder: Folder) -> dict[str, bytes]:
     return {name: folder.read(name) for name in folder.tree()}
 
@@ -69,7 +78,7 @@ def test_a_run_leaves_its_checkpoints_and_a_line_for_each_step(unbroken: Folder)
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert [row["samples"] for row in rows] == list(range(4, 49, 4))
     losses = ["lm", "mask", "dice", "distill/sam2", "distill/mask2former"]
-    assert list(rows[0]) == ["step", "lr", *losses, "total", "grad_norm", "samples", "dropped_turns"]
+    assert list(rows[0]) == ["step", "lr", *losses, "total", "grad_norm", "samples", "tokens", "dropped_turns"]
     assert all(row["total"] == pytest.approx(sum(row[name] for name in losses)) for row in rows)
 
 
@@ -80,6 +89,25 @@ def test_a_killed_run_ends_as_an_unbroken_one(small_store: Store, unbroken: Fold
             train(open_setup(small_store), folder, kill_at(step))
     assert checkpoint.steps(folder) == [0, 5, 10]
     train(open_setup(small_store), folder, nothing)
+    assert files(folder) == files(unbroken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_that_is_asked_to_leave_saves_its_step_and_goes_on_from_it(small_store: Store, unbroken: Folder, number: int):
+    folder, before = small_store.folder.child("asked"), signal.getsignal(number)
+    with pytest.raises(Preempted, match="asked to leave after step 4, which is saved. Run again"):
+        train(open_setup(small_store), folder, lambda row: os.kill(os.getpid(), number) if row["step"] == 3 else None)
+    assert signal.getsignal(number) == before
+    assert checkpoint.latest(folder, RUN).step == 4
+    told: list[int] = []
+    train(open_setup(small_store), folder, lambda row: told.append(row["step"]))
+    assert told == list(range(5, 13))
+    assert files(folder) == files(unbroken)
+
+
+def test_who_is_asked_to_leave_at_the_last_step_has_finished(small_store: Store, unbroken: Folder):
+    folder = small_store.folder.child("late")
+    train(open_setup(small_store), folder, nothing, asked_after(TWELVE.steps))
     assert files(folder) == files(unbroken)
 
 
@@ -98,7 +126,7 @@ def test_a_finished_run_is_left_as_it_is(small_store: Store, unbroken: Folder):
     unbroken.remove(METRICS)
     summary = train(open_setup(small_store), unbroken, kill_at(12))
     assert files(unbroken) == expected
-    assert summary["samples"] == 48
+    assert (summary["samples"], summary["spikes"]) == (48, 0)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "state.json"])
@@ -174,6 +202,8 @@ def test_half_precision_is_another_run_with_finite_numbers(small_store: Store):
     for folder in folders:
         precise = config.model_copy(update={"precision": folder.url.rsplit("/", 1)[-1]})
         train(open_setup(small_store, precise), folder, nothing)
+    last = checkpoint.latest(folders[1], RUN)
+    assert {tensor.dtype for tensor in (*last.model().values(), *last.training().values())} == {torch.float32}
     full, half = (checkpoint.latest(folder, RUN).history for folder in folders)
     assert full != half
     assert [row["total"] for row in full] == pytest.approx([row["total"] for row in half], rel=0.1)
@@ -219,8 +249,22 @@ def bad_samples(setup: TrainSetup) -> list[int]:
 
 
 def first_bad_step(setup: TrainSetup) -> int:
-    order, bad, size = Order(setup.train.seed, len(setup.corpus)), bad_samples(setup), setup.train.batch
-    return next(step for step in range(100) if set(order.between(step * size, (step + 1) * size)) & set(bad))
+    order, bad, size = setup.corpus.order(setup.train.seed, setup.train.mixture), bad_samples(setup), setup.train.batch
+    batches = ({visit.sample for visit in order.between(step * size, (step + 1) * size)} for step in range(100))
+    return next(step for step, samples in enumerate(batches) if samples & set(bad))
+
+
+def batch_of(setup: TrainSetup, step: int) -> list[str]:
+    """The samples of a step, as they come."""
+    order, size = setup.corpus.order(setup.train.seed, setup.train.mixture), setup.train.batch
+    return [setup.corpus.sample(visit.sample).sample_id for visit in order.between(step * size, (step + 1) * size)]
+
+
+def test_what_was_not_a_number_is_forgotten_by_a_run_that_ends_well(small_store: Store, unbroken: Folder):
+    expected = files(unbroken)
+    unbroken.write(NONFINITE, b"{}")
+    train(open_setup(small_store), unbroken, nothing)
+    assert files(unbroken) == expected
 
 
 def test_numbers_that_are_none_stop_before_the_weights_move(small_store: Store, rng: np.random.Generator):
@@ -230,16 +274,31 @@ def test_numbers_that_are_none_stop_before_the_weights_move(small_store: Store, 
     with pytest.raises(NonFinite, match=r"samples 0{31}1-\w+-0: loss distill/sam2 = nan"):
         train(setup, folder, nothing)
     assert checkpoint.latest(folder, RUN).step == stopped
+    told = json.loads(folder.read(NONFINITE))
+    assert (told["step"], told["what"]) == (stopped + 1, "loss distill/sam2 = nan, total = nan")
+    assert told["sample_ids"] == batch_of(setup, stopped)
 
 
 def test_a_step_that_fails_leaves_the_weights(small_store: Store, rng: np.random.Generator):
     setup = open_setup(poisoned(small_store, rng))
-    run = Run.begin(setup, small_store.folder.child("run"))
+    with Saver() as saver:
+        run = Run.begin(setup, small_store.folder.child("run"), saver)
     before = {name: value.clone() for name, value in run.student.state_dict().items()}
     good, bad = (collate([setup.corpus[number]]) for number in (0, bad_samples(setup)[0]))
     with pytest.raises(NonFinite, match=bad.sample_ids[0]):
         run.step(0, [(0, good), (1, bad)])
     assert all(torch.equal(before[name], value) for name, value in run.student.state_dict().items())
+
+
+def test_a_step_that_jumps_is_told_with_its_samples(small_store: Store):
+    setup, folder = open_setup(small_store), small_store.folder.child("run")
+    with Saver() as saver:
+        run = Run.begin(setup, folder, saver)
+    run.history = [{"total": 0.1, "grad_norm": 0.1}] * 30
+    batch = collate([setup.corpus[0], setup.corpus[1]])
+    assert not run.advance(folder, 30, [(0, batch)], lambda: False)
+    assert run.history[-1]["spike"] is True
+    assert run.history[-1]["sample_ids"] == list(batch.sample_ids)
 
 
 @contextmanager
@@ -256,11 +315,18 @@ ODD = TrainConfig(steps=1, batch=3, micro_batch=1)
 
 
 def worker(rank: int, folder: Path, said: "multiprocessing.Queue[str]") -> None:
-    """As one of two: a good run, one of pieces that two cannot share, and one in which some worker meets a bad number."""
+    """As one of two: a good run, one that holds slices and is asked to leave, one of pieces that two cannot share, and one in
+    which some worker meets a bad number, slices or not."""
     store = open_store(folder)
     with group(rank, folder):
         train(open_setup(store, FOUR), store.folder.child("two"), nothing)
-        for name, setup in {"odd": open_setup(store, ODD), "bad": open_setup(poisoned_by(rank, store, folder))}.items():
+        sliced = open_setup(store, FOUR.model_copy(update={"parallel": "fsdp", "recompute": True}))
+        for steps in (1, 2):  # what it leaves after the first is taken up by the second, and by one worker alone after that
+            with pytest.raises(Preempted):
+                train(sliced, store.folder.child("sliced"), nothing, asked_after(steps) if rank == 1 else lambda: False)
+        bad = poisoned_by(rank, store, folder)
+        bad_sliced = open_setup(bad, TWELVE.model_copy(update={"parallel": "fsdp"}))
+        for name, setup in {"odd": open_setup(store, ODD), "bad": open_setup(bad), "bad-sliced": bad_sliced}.items():
             try:
                 train(setup, store.folder.child(name), nothing)
             except (ConfigError, NonFinite) as error:
@@ -291,10 +357,13 @@ def test_two_workers_learn_what_one_does_and_stop_together(tmp_path: Path, rng: 
     worker(0, tmp_path, said)
     other.join(60)
     assert other.exitcode == 0
-    one, two = (checkpoint.latest(store.folder.child(name), RUN) for name in ("one", "two"))
-    assert [row["samples"] for row in one.history] == [row["samples"] for row in two.history]
-    for mine, theirs in zip(one.history, two.history, strict=True):
-        assert mine == pytest.approx(theirs, abs=1e-4, rel=1e-3)
-    odd, bad = sorted({said.get(timeout=10) for _ in range(4)}, reverse=True)
+    assert checkpoint.latest(store.folder.child("sliced"), RUN).step == 3
+    train(open_setup(store, FOUR), store.folder.child("sliced"), nothing)
+    one, *others = (checkpoint.latest(store.folder.child(name), RUN) for name in ("one", "two", "sliced"))
+    for other in others:
+        assert [row["samples"] for row in one.history] == [row["samples"] for row in other.history]
+        for mine, theirs in zip(one.history, other.history, strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-4, rel=1e-3)
+    odd, bad = sorted({said.get(timeout=10) for _ in range(6)}, reverse=True)
     assert odd.startswith("train.micro_batch: 3 micro-batches a step cannot be shared by 2 workers")
     assert "loss distill/sam2 = nan" in bad

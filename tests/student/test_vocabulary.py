@@ -1,11 +1,14 @@
 import json
+from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from schemas.errors import ConfigError, DataError
-from student.vocabulary import Vocabulary
+from student.vocabulary import Vocabulary, added_tokens
 from tests.sample import sample_of
 from tests.student.micro import TEXTS, micro_vocabulary
+from tests.student.qwen import ADDED, write_tokenizer
 
 
 def test_added_tokens_end_the_vocabulary_in_the_order_of_the_reference():
@@ -54,6 +57,83 @@ def test_a_tokenizer_of_something_else_is_refused():
     broken["added_tokens"] = [token for token in broken["added_tokens"] if token["content"] != "[SEG]"]
     with pytest.raises(DataError, match=r"no \[SEG\]"):
         Vocabulary.from_json(json.dumps(broken))
+
+
+def test_a_base_keeps_its_ids_and_gets_what_it_lacks_behind_them(tmp_path):
+    known = write_tokenizer(tmp_path)
+    vocabulary = Vocabulary.from_qwen(tmp_path, 3)
+    own = ["<vision>", "<vpatch>", "</vision>", *added_tokens(3)]
+    ids = vocabulary.ids()
+    assert [ids[token] for token in ADDED] == [known - len(ADDED) + i for i in range(len(ADDED))]
+    assert [ids[token] for token in own] == [known + i for i in range(len(own))]
+    assert len(vocabulary) == known + len(own)
+    assert vocabulary.decode(vocabulary.encode("<tool_call>red<|im_end|>"), keep_special=False) == "<tool_call>red"
+
+
+def test_it_is_the_tokenizer_that_transformers_makes_of_the_files(tmp_path):
+    write_tokenizer(tmp_path / "old")
+    config = tmp_path / "old" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tokenizer_class": "Qwen2Tokenizer"}))
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "old")
+    theirs.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new" / "vocab.json").exists()
+    first, second = (Vocabulary.from_qwen(tmp_path / name, 3) for name in ("old", "new"))
+    assert first.to_json() == second.to_json()
+    text = "Please segment naïve 图 <tool_call> it's 12\n\n <|im_end|> 🤗"
+    assert first.encode(text) == theirs(text).input_ids
+
+
+def gap(folder: Path) -> None:
+    path = folder / "vocab.json"
+    pieces = json.loads(path.read_text())
+    del pieces[max(pieces, key=pieces.get)]
+    path.write_text(json.dumps(pieces | {"zz": 5000}))
+
+
+def strange_merge(folder: Path) -> None:
+    (folder / "merges.txt").write_text("#version: 0.2\na nothing\n")
+
+
+def no_pairs(folder: Path) -> None:
+    (folder / "merges.txt").write_text("a b c\n")
+
+
+def other_words(folder: Path) -> None:
+    (folder / "vocab.json").unlink()
+    content = {"model": {"type": "BPE", "vocab": {}, "merges": []}, "pre_tokenizer": {"type": "Whitespace"}}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def far_away(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"9999": {"content": "<|endoftext|>"}}}')
+
+
+def two_texts(folder: Path) -> None:
+    (folder / "added_tokens.json").write_text(json.dumps({"<other>": len(json.loads((folder / "vocab.json").read_text()))}))
+
+
+def no_text(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"300": {"special": true}}}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (gap, "not numbered from 0 without a gap"),
+        (strange_merge, "is of no pieces that there are"),
+        (no_pairs, "its merges are not pairs"),
+        (other_words, "no byte-level BPE over the words of Qwen2"),
+        (far_away, "do not follow its pieces"),
+        (two_texts, "is '<other>' here and another in another file"),
+        (no_text, "lacks id or text"),
+    ],
+)
+def test_a_damaged_tokenizer_is_told_in_a_line(tmp_path, damage, says):
+    write_tokenizer(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(DataError, match=says) as told:
+        Vocabulary.from_qwen(tmp_path, 3)
+    assert "\n" not in str(told.value)
 
 
 def test_a_folder_without_merges_is_named(tmp_path):

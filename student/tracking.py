@@ -1,0 +1,114 @@
+"""What a step has cost, measured; and where its numbers are shown beside `metrics.jsonl`, which alone is the truth.
+
+Measured numbers differ from run to run, so they stay out of the history, of checkpoints and of the artifact.
+"""
+
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+
+from schemas.errors import MissingLibrary
+from student.train_config import TrackingConfig
+
+RUN_TAG = "sailyard.run"
+
+
+class Pace:
+    """Counts what the steps since the start of this run took; `clock` gives seconds."""
+
+    def __init__(self, device: str, clock: Callable[[], float] = time.perf_counter):
+        self.device, self.clock = device, clock
+        self.began = self.ended = clock()
+        self.samples = self.tokens = 0
+        self.waited = 0.0
+
+    def step(self, row: Mapping[str, Any], samples: int, waited: float) -> dict[str, float]:
+        """Count a step of `row["tokens"]` tokens that waited so many seconds for its data; the numbers of this step alone."""
+        before, self.ended = self.ended, self.clock()
+        self.samples, self.tokens, self.waited = self.samples + samples, self.tokens + row["tokens"], self.waited + waited
+        return _pace(self.ended - before, samples, row["tokens"], waited) | {"peak_bytes": peak_bytes(self.device)}
+
+    def total(self) -> dict[str, float]:
+        """The same of all steps so far, and the seconds since the start."""
+        seconds = self.clock() - self.began
+        pace = _pace(seconds, self.samples, self.tokens, self.waited)
+        return {"seconds": seconds} | pace | {"peak_bytes": peak_bytes(self.device)}
+
+
+def _pace(seconds: float, samples: int, tokens: int, waited: float) -> dict[str, float]:
+    seconds = max(seconds, 1e-9)
+    return {"samples_per_second": samples / seconds, "tokens_per_second": tokens / seconds, "data_wait": waited / seconds}
+
+
+def peak_bytes(device: str) -> int:
+    """The most memory held so far: of the GPU, or of this process."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Tracker(Protocol):
+    """Shows numbers by their step."""
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@contextmanager
+def trackers(config: TrackingConfig, run: str, after: int) -> Iterator[Sequence[Tracker]]:
+    """Those that the config names, for the run of that fingerprint which goes on `after` a step; closed when the block ends."""
+    with ExitStack() as open_ones:
+        made: list[Tracker] = []
+        for place, tracker in ((config.tensorboard, TensorBoard), (config.mlflow, MLflow)):
+            if place:
+                made.append(tracker(place, run, after))
+                open_ones.callback(made[-1].close)
+        yield made
+
+
+class TensorBoard:
+    """Event files in a folder; what an earlier run wrote there beyond the step that this one goes on after is hidden."""
+
+    def __init__(self, folder: str, run: str, after: int):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingLibrary(str(error), "train.tracking.tensorboard", "pip install 'sailyard[tensorboard]'") from None
+        self.writer = SummaryWriter(f"{folder.rstrip('/')}/{run[:8]}", purge_step=after + 1)
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        for name, value in numbers.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class MLflow:
+    """A run of the experiment "sailyard" on a tracking server or in a folder; one that was resumed goes on under its run."""
+
+    def __init__(self, place: str, run: str, after: int):
+        try:
+            from mlflow import MlflowClient
+            from mlflow.entities import Metric
+        except ImportError as error:
+            raise MissingLibrary(str(error), "train.tracking.mlflow", "pip install 'sailyard[mlflow]'") from None
+        self.client, self.metric = MlflowClient(place), Metric
+        experiment = self.client.get_experiment_by_name("sailyard")
+        number = experiment.experiment_id if experiment else self.client.create_experiment("sailyard")
+        found = self.client.search_runs([number], f"tags.`{RUN_TAG}` = '{run}'", max_results=1)
+        made = found[0] if found else self.client.create_run(number, tags={RUN_TAG: run}, run_name=run[:8])
+        self.id = made.info.run_id
+        self.client.update_run(self.id, status="RUNNING")
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.id, [self.metric(name, value, now, step) for name, value in numbers.items()])
+
+    def close(self) -> None:
+        self.client.set_terminated(self.id)

@@ -1,0 +1,60 @@
+"""A sample as one visit of training shows it: its turns in an order, its prompts under numbers and its marks in shapes that
+follow from (seed, epoch, showing within the epoch, sample) alone. So every epoch differs, and every resume and every number
+of workers agrees.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from schemas.chance import generator
+from schemas.dialogue import SEG, PromptSlot, Sample, Turn, renumbered
+from schemas.marks import Pen
+from schemas.regions import Rle
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One showing of sample number `sample` of a corpus; `showing` counts those of the same epoch."""
+
+    sample: int
+    seed: int = 0
+    epoch: int = 0
+    showing: int = 0
+
+    def draws(self, *names: object) -> np.random.Generator:
+        return generator(self.seed, self.epoch, self.showing, *names)
+
+
+def shown(sample: Sample, visit: Visit, pen: Pen, prompts: int) -> Sample:
+    """The sample as the visit shows it. prompts: how many `<PromptK>` the student has to number them by."""
+    rng = visit.draws(sample.sample_id)
+    marks = [_drawn(slot, visit.draws(sample.sample_id, slot.index), pen) for slot in sample.prompts]
+    reordered = _reordered(replace(sample, prompts=marks), rng.permutation(len(sample.turns)))
+    return _renumbered(reordered, rng.permutation(prompts))
+
+
+def _drawn(slot: PromptSlot, rng: np.random.Generator, pen: Pen) -> PromptSlot:
+    """The slot with a mark of one of its kinds; on an empty region there is none to draw."""
+    kind = slot.kinds[int(rng.integers(len(slot.kinds)))] if slot.kinds else "mask"
+    if kind == "mask" or not slot.rle.area:
+        return replace(slot, kinds=[])
+    _, marked_HW = pen.draw(kind, slot.rle.mask(), rng)
+    return replace(slot, rle=Rle.of(marked_HW), kinds=[])
+
+
+def _reordered(sample: Sample, order: np.ndarray) -> Sample:
+    """The sample's turns in another order, and its masks in that of their `[SEG]`; masks without one stay at the end."""
+    ends = list(accumulate((turn.answer.count(SEG) for turn in sample.turns), initial=0))
+    masks = [sample.masks[start:end] for start, end in pairwise(ends)]
+    chosen = [mask for number in order for mask in masks[number]]
+    return replace(sample, turns=[sample.turns[i] for i in order], masks=chosen + sample.masks[ends[-1] :])
+
+
+def _renumbered(sample: Sample, order: np.ndarray) -> Sample:
+    """The sample with `<PromptK>` called by the K-th number of `order`, in its texts and in its slots."""
+    numbers = dict(enumerate(order.tolist()))
+    turns = [Turn(renumbered(turn.question, numbers), renumbered(turn.answer, numbers)) for turn in sample.turns]
+    slots = [replace(slot, index=numbers.get(slot.index, slot.index)) for slot in sample.prompts]
+    return replace(sample, turns=turns, prompts=slots)

@@ -1,0 +1,370 @@
+"""Pixel-SAIL written out, to hold the fast code against: every number by a loop and dot products, all in float64.
+
+It follows the description of the authors' code and shares nothing with `student/` but the sizes in the config, the tokenizer
+and the names of the tensors. No kernels and no batches: samples go one by one, tokens one by one, pixels one by one.
+
+Shapes: L tokens, H hidden, D numbers of a head, h×w patch grid, h'×w' mask grid, d and s channels of the mask head, n masks,
+S supervised tokens, V vocabulary, P points, C channels of a teacher.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from student.config import StudentConfig
+from student.vocabulary import Vocabulary
+
+Vector = np.ndarray
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A sample before anything is done to it; what the fields hold is what `encode` takes, `maps` are (C, y, x) by teacher."""
+
+    turns: Sequence[tuple[str, str]]
+    image: np.ndarray | None = None
+    prompts: Sequence[tuple[int, np.ndarray]] = ()
+    masks: Sequence[np.ndarray] = ()
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def picture_size(width: int, height: int, patch: int, max_side: int) -> tuple[int, int]:
+    """(width, height) of the picture that the student sees."""
+    long, short = max(width, height), min(width, height)
+    new_long = min(math.ceil(long / patch) * patch, max_side)
+    new_short = max(math.ceil(int(new_long * short / long) / patch) * patch, patch)
+    return (new_long, new_short) if width >= height else (new_short, new_long)
+
+
+def resampled(lines_nE: np.ndarray, size: int) -> np.ndarray:
+    """The lines of a picture as `size` lines, as Pillow's bilinear filter does it: a triangle as wide as the shrinking, weights
+    of 22 binary digits, rounded to whole grey values."""
+    count, made = len(lines_nE), []
+    scale = count / size
+    reach = max(scale, 1.0)
+    for i in range(size):
+        centre = (i + 0.5) * scale
+        first, end = max(int(centre - reach + 0.5), 0), min(int(centre + reach + 0.5), count)
+        weights = [max(1 - abs(j + 0.5 - centre) / reach, 0.0) for j in range(first, end)]
+        whole = [math.floor(weight / sum(weights) * (1 << 22) + 0.5) for weight in weights]
+        total = sum(weight * lines_nE[j].astype(int) for j, weight in zip(range(first, end), whole, strict=True))
+        made.append(np.clip((total + (1 << 21)) >> 22, 0, 255))
+    return np.array(made)
+
+
+def picture_patches(image_HWC: np.ndarray, config: StudentConfig) -> tuple[list[Vector], tuple[int, int]]:
+    """The patches row by row, each (3·p·p) in the order channel, row, column; and their grid (h, w)."""
+    p = config.patch
+    width, height = picture_size(image_HWC.shape[1], image_HWC.shape[0], p, config.max_side)
+    wide_WHC = resampled(image_HWC.transpose(1, 0, 2), width)
+    pixels_HWC = resampled(wide_WHC.transpose(1, 0, 2), height)
+    patches = []
+    for row in range(height // p):
+        for column in range(width // p):
+            places = [(c, row * p + y, column * p + x) for c in range(3) for y in range(p) for x in range(p)]
+            patches.append(np.array([(pixels_HWC[y, x, c] / 255 - MEAN[c]) / DEVIATION[c] for c, y, x in places]))
+    return patches, (height // p, width // p)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A sample as tokens; `patch` and `prompt` are -1 where there is none, `prompt` -2 at patches that nothing marks."""
+
+    ids: list[int]
+    labels: list[int]
+    patch: list[int]
+    prompt: list[int]
+    positions: list[tuple[int, int, int]]
+    block: int  # tokens of <vision> … </vision>
+
+    def sees(self, i: int, j: int) -> bool:
+        """Whether token i may look at token j."""
+        return j <= i or (i < self.block and j < self.block)
+
+
+def tokens_of(raw: Raw, grid: tuple[int, int] | None, vocabulary: Vocabulary) -> Tokens:
+    ids, labels, patch, prompt = [], [], [], []
+
+    def add(piece: list[int], supervised: bool) -> None:
+        ids.extend(piece)
+        labels.extend(piece if supervised else [IGNORED] * len(piece))
+
+    if grid is not None:
+        add([*vocabulary.encode("<vision>"), *vocabulary.encode("<vpatch>") * (grid[0] * grid[1])], supervised=False)
+        add(vocabulary.encode("</vision>"), supervised=False)
+        patch += [-1, *range(grid[0] * grid[1]), -1]
+        prompt += [-1, *marks(raw.prompts, grid), -1]
+    block = len(ids)
+    for question, answer in raw.turns:
+        add(vocabulary.encode(f"<|im_start|>user\n{question.strip()}<|im_end|>\n"), supervised=False)
+        add(vocabulary.encode(answer.strip()) + vocabulary.encode("<|endoftext|>"), supervised=True)
+    text = [-1] * (len(ids) - block)
+    return Tokens(ids, labels, patch + text, prompt + text, [position(i, grid) for i in range(len(ids))], block)
+
+
+def marks(prompts: Sequence[tuple[int, np.ndarray]], grid: tuple[int, int]) -> list[int]:
+    """The prompt of each patch: written from the largest region to the smallest, so that the smallest stays on top."""
+    found = [-2] * (grid[0] * grid[1])
+    for k, mask_HW in sorted(prompts, key=lambda prompt: prompt[1].sum(), reverse=True):
+        height, width = mask_HW.shape
+        for y, x in zip(*np.nonzero(mask_HW), strict=True):
+            row, column = int((y + 0.5) * grid[0] / height), int((x + 0.5) * grid[1] / width)
+            found[row * grid[1] + column] = k
+    return found
+
+
+def position(i: int, grid: tuple[int, int] | None) -> tuple[int, int, int]:
+    """(time, row, column) of token i."""
+    if grid is None or i == 0:
+        return i, i, i
+    h, w = grid
+    if i <= h * w:
+        row, column = divmod(i - 1, w)
+        return 1, 1 + row, 1 + column
+    return (1 + max(h, w) + i - h * w - 1,) * 3
+
+
+# --- the student
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the student makes of a sample: None or nothing where it has no picture or no masks."""
+
+    tokens: Tokens
+    patches_NP: list[Vector]
+    logits_SV: list[Vector]
+    patches_hwH: np.ndarray | None
+    features_hws: np.ndarray | None
+    mask_logits_nhw: np.ndarray
+
+
+class Reference:
+    """The student with these `tensors`, by the names of the checkpoint."""
+
+    def __init__(self, config: StudentConfig, vocabulary: Vocabulary, tensors: Mapping[str, Any]):
+        self.config, self.vocabulary = config, vocabulary
+        self.tensors = {name: np.asarray(tensor, np.float64) for name, tensor in tensors.items()}
+
+    def __call__(self, raw: Raw) -> Made:
+        patches, grid = ([], None) if raw.image is None else picture_patches(raw.image, self.config)
+        tokens = tokens_of(raw, grid, self.vocabulary)
+        x_LH = [self.embedded(tokens, patches, i) for i in range(len(tokens.ids))]
+        for layer in range(self.config.layers):
+            x_LH = self.block(f"single_transformer.model.layers.{layer}", x_LH, tokens)
+        hidden_LH = [self.normed("single_transformer.model.norm", x) for x in x_LH]
+        patches_hwH = np.array(hidden_LH[1 : 1 + len(patches)]).reshape(*grid, -1) if grid else None
+        features_hws = None if patches_hwH is None else self.mask_features(patches_hwH)
+        seg = self.vocabulary.encode("[SEG]")[0]
+        asked = [x for x, token in zip(hidden_LH, tokens.ids, strict=True) if token == seg]
+        supervised = [i for i, label in enumerate(tokens.labels) if label != IGNORED]
+        return Made(
+            tokens,
+            patches,
+            logits_SV=[self.head_VH() @ hidden_LH[i - 1] for i in supervised],
+            patches_hwH=patches_hwH,
+            features_hws=features_hws,
+            mask_logits_nhw=np.array([self.mask(self.query(x), features_hws) for x in asked]),
+        )
+
+    def linear(self, name: str, x: Vector) -> Vector:
+        product = self.tensors[f"{name}.weight"] @ x
+        bias = self.tensors.get(f"{name}.bias")
+        return product if bias is None else product + bias
+
+    def head_VH(self) -> np.ndarray:
+        tied = self.config.tie_embeddings
+        return self.tensors[f"single_transformer.{'model.embed_tokens' if tied else 'lm_head'}.weight"]
+
+    def embedded(self, tokens: Tokens, patches: Sequence[Vector], i: int) -> Vector:
+        """E[token] + Wvis · patch + Wvp · E[prompt], of which a text token has only the first."""
+        table_VH = self.tensors["single_transformer.model.embed_tokens.weight"]
+        x = table_VH[tokens.ids[i]]
+        if tokens.patch[i] >= 0:
+            x = x + self.linear("single_transformer.model.vis_embed", patches[tokens.patch[i]])
+        if tokens.prompt[i] >= 0:
+            name = self.vocabulary.encode(f"<Prompt{tokens.prompt[i]}>")[0]
+            x = x + self.linear("single_transformer.model.vp_embed", table_VH[name])
+        return x
+
+    def normed(self, name: str, x: Vector) -> Vector:
+        return x / math.sqrt(x @ x / len(x) + self.config.norm_eps) * self.tensors[f"{name}.weight"]
+
+    def block(self, name: str, x_LH: list[Vector], tokens: Tokens) -> list[Vector]:
+        mixed_LH = self.attention(f"{name}.self_attn", [self.normed(f"{name}.input_layernorm", x) for x in x_LH], tokens)
+        x_LH = [x + mixed for x, mixed in zip(x_LH, mixed_LH, strict=True)]
+        return [x + self.swiglu(f"{name}.mlp", self.normed(f"{name}.post_attention_layernorm", x)) for x in x_LH]
+
+    def swiglu(self, name: str, x: Vector) -> Vector:
+        gate, up = self.linear(f"{name}.gate_proj", x), self.linear(f"{name}.up_proj", x)
+        return self.linear(f"{name}.down_proj", np.array([g / (1 + math.exp(-g)) for g in gate]) * up)
+
+    def attention(self, name: str, x_LH: list[Vector], tokens: Tokens) -> list[Vector]:
+        """Query head q looks at key head q // (queries a key)."""
+        length, size = len(x_LH), self.config.head_dim
+        query, key, value = (
+            [self.linear(f"{name}.{part}_proj", x).reshape(-1, size) for x in x_LH] for part in ("q", "k", "v")
+        )
+        for i in range(length):
+            query[i], key[i] = ([self.turned(head, tokens.positions[i]) for head in heads] for heads in (query[i], key[i]))
+        mixed_LH = []
+        for i in range(length):
+            heads = []
+            seen = [j for j in range(length) if tokens.sees(i, j)]
+            for q in range(self.config.heads):
+                k = q // (self.config.heads // self.config.kv_heads)
+                scores = [query[i][q] @ key[j][k] / math.sqrt(size) for j in seen]
+                largest = max(scores)
+                weights = [math.exp(score - largest) for score in scores]
+                heads.append(sum(weight * value[j][k] for weight, j in zip(weights, seen, strict=True)) / sum(weights))
+            mixed_LH.append(self.linear(f"{name}.o_proj", np.concatenate(heads)))
+        return mixed_LH
+
+    def turned(self, x_D: Vector, place: tuple[int, int, int]) -> Vector:
+        """Channel i turned together with channel i + D/2: the fast quarter by the row, the slow one by the column."""
+        size, half = len(x_D), len(x_D) // 2
+        made = np.empty(size)
+        for i in range(half):
+            angle = place[1 if i < size // 4 else 2] * self.config.rope_theta ** (-2 * i / size)
+            cosine, sine = math.cos(angle), math.sin(angle)
+            made[i] = x_D[i] * cosine - x_D[i + half] * sine
+            made[i + half] = x_D[i + half] * cosine + x_D[i] * sine
+        return made
+
+    def query(self, x_H: Vector) -> Vector:
+        return self.two_linears("seg_token_projector", x_H)
+
+    def mask(self, query_s: Vector, features_hws: np.ndarray) -> np.ndarray:
+        return each_place(features_hws, lambda feature: query_s @ feature)
+
+    def mask_features(self, patches_hwH: np.ndarray) -> np.ndarray:
+        x_hwd = patches_hwH
+        if "image_feature_pre_projector.0.weight" in self.tensors:
+            x_hwd = each_place(x_hwd, lambda x: self.two_linears("image_feature_pre_projector", x))
+        doublings = round(math.log2(self.config.patch / self.config.mask_stride))
+        for block in range(doublings):
+            x_hwd = self.upsampled(f"upsample_blocks.{block}", x_hwd)
+        return each_place(x_hwd, lambda x: self.two_linears("image_feature_projector", x))
+
+    def two_linears(self, name: str, x: Vector) -> Vector:
+        between = self.linear(f"{name}.0", x)
+        return self.linear(f"{name}.2", np.array([max(number, 0.0) for number in between]))
+
+    def upsampled(self, name: str, x_hwd: np.ndarray) -> np.ndarray:
+        """Each place becomes four, which GELU, a 3×3 filter a channel, a mix of channels and a norm then follow."""
+        h, w, d = x_hwd.shape
+        spread_ddkk, bias_d = self.tensors[f"{name}.0.weight"], self.tensors[f"{name}.0.bias"]
+        wide_hwd = np.empty((2 * h, 2 * w, d))
+        for y, x in np.ndindex(2 * h, 2 * w):
+            raised = x_hwd[y // 2, x // 2] @ spread_ddkk[:, :, y % 2, x % 2] + bias_d
+            wide_hwd[y, x] = [u * 0.5 * (1 + math.erf(u / math.sqrt(2))) for u in raised]
+        made_hwd = np.empty_like(wide_hwd)
+        for y, x in np.ndindex(2 * h, 2 * w):
+            made_hwd[y, x] = self.channels_normed(f"{name}.3.ln", self.separable(f"{name}.2", wide_hwd, y, x))
+        return made_hwd
+
+    def separable(self, name: str, x_hwd: np.ndarray, y: int, x: int) -> Vector:
+        weight_dkk, total_d = self.tensors[f"{name}.depthwise.weight"][:, 0], self.tensors[f"{name}.depthwise.bias"]
+        for a, b in np.ndindex(3, 3):
+            row, column = y + a - 1, x + b - 1
+            if 0 <= row < x_hwd.shape[0] and 0 <= column < x_hwd.shape[1]:
+                total_d = total_d + weight_dkk[:, a, b] * x_hwd[row, column]
+        return self.tensors[f"{name}.pointwise.weight"][:, :, 0, 0] @ total_d + self.tensors[f"{name}.pointwise.bias"]
+
+    def channels_normed(self, name: str, x_d: Vector) -> Vector:
+        centred = x_d - sum(x_d) / len(x_d)
+        scaled = centred / math.sqrt(centred @ centred / len(x_d) + 1e-6)
+        return scaled * self.tensors[f"{name}.weight"] + self.tensors[f"{name}.bias"]
+
+
+def each_place(x_hwd: np.ndarray, made: Callable[[Vector], Any]) -> np.ndarray:
+    return np.array([[made(x) for x in row] for row in x_hwd])
+
+
+def text_loss(made: Sequence[Made], raws: Sequence[Raw], alone: float, with_masks: float) -> float:
+    """The mean over all supervised tokens of their cross-entropy, each times its sample's weight."""
+    total, count = 0.0, 0
+    for sample, raw in zip(made, raws, strict=True):
+        labels = [label for label in sample.tokens.labels if label != IGNORED]
+        for label, logits in zip(labels, sample.logits_SV, strict=True):
+            largest = max(logits)
+            crossed = largest + math.log(sum(math.exp(logit - largest) for logit in logits)) - logits[label]
+            total, count = total + (with_masks if len(raw.masks) else alone) * crossed, count + 1
+    return total / count
+
+
+def read(image_hw: np.ndarray, x: float, y: float) -> float:
+    """`image` at (x, y) in [0, 1]², bilinearly; pixel centres lie at halves, outside is zero."""
+    height, width = image_hw.shape
+    column, row = x * width - 0.5, y * height - 0.5
+    value = 0.0
+    for i in (math.floor(row), math.floor(row) + 1):
+        for j in (math.floor(column), math.floor(column) + 1):
+            if 0 <= i < height and 0 <= j < width:
+                value += float(image_hw[i, j]) * (1 - abs(row - i)) * (1 - abs(column - j))
+    return value
+
+
+def doubts(logits_hw: np.ndarray, points: Sequence[Vector]) -> list[float]:
+    """How near to undecided the mask is at each point: zero is wholly so."""
+    return [abs(read(logits_hw, *point)) for point in points]
+
+
+def choose(logits_hw: np.ndarray, drawn: Sequence[Vector], fresh: Sequence[Vector], keep: int) -> list[Vector]:
+    """The `keep` least certain of the drawn points, and the fresh ones."""
+    doubt = doubts(logits_hw, drawn)
+    order = sorted(range(len(drawn)), key=doubt.__getitem__)
+    return [drawn[i] for i in order[:keep]] + list(fresh)
+
+
+def mask_losses(made: Sequence[Made], raws: Sequence[Raw], points: Sequence[Sequence[Sequence[Vector]]]) -> tuple[float, float]:
+    """(cross-entropy, dice) before their weights; `points` by sample and mask."""
+    crossed = dice = 0.0
+    count = 0
+    for sample, raw, of_masks in zip(made, raws, points, strict=True):
+        for logits_hw, mask_HW, chosen in zip(sample.mask_logits_nhw, raw.masks, of_masks, strict=True):
+            predicted = [read(logits_hw, *point) for point in chosen]
+            target = [read(mask_HW, *point) for point in chosen]
+            pairs = list(zip(predicted, target, strict=True))
+            crossed += sum(max(u, 0) - u * t + math.log1p(math.exp(-abs(u))) for u, t in pairs) / (len(chosen) + 1e-4)
+            chance = [1 / (1 + math.exp(-u)) for u in predicted]
+            overlap = sum(c * t for c, t in zip(chance, target, strict=True))
+            dice += (1 - (2 * overlap + 1) / (sum(chance) + sum(target) + 1)) / (1 + 1e-4)
+            count += 1
+    return crossed / (count + 1e-4), dice / (count + 1e-4)
+
+
+def resized(map_Cyx: np.ndarray, h: int, w: int) -> np.ndarray:
+    """(h, w, C): the map on another grid, bilinearly between cell centres; beyond the outermost ones it stays as it is."""
+    made = np.empty((h, w, len(map_Cyx)))
+    for y, x in np.ndindex(h, w):
+        row = min(max((y + 0.5) * map_Cyx.shape[1] / h - 0.5, 0), map_Cyx.shape[1] - 1)
+        column = min(max((x + 0.5) * map_Cyx.shape[2] / w - 0.5, 0), map_Cyx.shape[2] - 1)
+        total = np.zeros(len(map_Cyx))
+        for i in {math.floor(row), math.ceil(row)}:
+            for j in {math.floor(column), math.ceil(column)}:
+                total += map_Cyx[:, i, j] * (1 - abs(row - i)) * (1 - abs(column - j))
+        made[y, x] = total
+    return made
+
+
+def distillation(made: Sequence[Made], raws: Sequence[Raw], teacher: str, reads: str, linear: tuple[Any, Any]) -> float:
+    """The mean over pictures of the mean squared distance, before its weight; `linear` is (weight, bias)."""
+    weight_CK, bias_C = (np.asarray(part, np.float64) for part in linear)
+    total, count = 0.0, 0
+    for sample, raw in zip(made, raws, strict=True):
+        if teacher in raw.maps:
+            student_hwK = sample.patches_hwH if reads == "patches" else sample.features_hws
+            target_hwC = resized(raw.maps[teacher], *student_hwK.shape[:2])
+            squares = (
+                difference**2
+                for y, x in np.ndindex(*student_hwK.shape[:2])
+                for difference in weight_CK @ student_hwK[y, x] + bias_C - target_hwC[y, x]
+            )
+            total, count = total + sum(squares) / target_hwC.size, count + 1
+    return total / (count + 1e-4)

@@ -25,12 +25,11 @@ from schemas.features import FeatureSpec
 from schemas.regions import box_mask
 from student.config import StudentConfig
 from student.features import Column, Stored
-from student.flops import forward_flops, training_flops
+from student.flops import forward_flops, peak, training_flops
 from student.model import PixelSail
 from student.sequence import Example, collate, encode
 from student.vocabulary import Vocabulary
 
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bfloat16, operations a second
 STUDENTS = {
     "0.5B": StudentConfig(),
     "3B": StudentConfig(layers=36, hidden=2048, heads=16, kv_heads=2, head_dim=128, ffn=11008),
@@ -123,16 +122,14 @@ class Case:
             "samples/s": len(batch.spans) / seconds,
             "tokens/s": round(len(batch.tokens_R) / seconds),
             "TFLOP/s": pace / 1e12,
-            "MFU": pace / peak(device),
+            "MFU": pace / best(device),
             "GB": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0,
         }
 
 
-def peak(device: str) -> float:
+def best(device: str) -> float:
     """Operations a second in bfloat16: as the maker says, or, of a device that is not known, of one large product."""
-    name = torch.cuda.get_device_name() if device == "cuda" else ""
-    known = next((flops for kind, flops in PEAKS.items() if kind in name), None)
-    return known or best_flops(device, torch.bfloat16, 8192 if device == "cuda" else 1024, 5)
+    return peak(device) or best_flops(device, torch.bfloat16, 8192 if device == "cuda" else 1024, 5)
 
 
 def rows_of(case: Case, rounds: int) -> list[dict[str, Any]]:

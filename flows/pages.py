@@ -45,12 +45,13 @@ def left(write: Callable[[], Any]) -> Any:
 
 
 class Bar:
-    """The progress bar of one step, and its curves where it has some. A server that does not answer is left alone for a
-    minute."""
+    """The progress bar of one step, and where it has some its curves and its pictures. A server that does not answer is left
+    alone for a minute."""
 
     def __init__(self, project: str, step: str):
         self.key, self.silent_until = key(project, "progress", step), 0.0
         self.curves_key, self.curves_at = key(project, "curves", step), float("-inf")
+        self.look_key = key(project, "look", step)
         self.id: UUID | None = None
 
     def draw(self, percent: float, line: str, curves: Mapping[int, Mapping[str, float]] | None = None) -> None:
@@ -66,6 +67,14 @@ class Bar:
         elif curves and (time.monotonic() >= self.curves_at or percent >= 100):
             self.curves_at = time.monotonic() + SECONDS_BETWEEN_CURVES
             left(lambda: create_markdown_artifact(curves_text(curves, line), self.curves_key, line))
+
+    def hang(self, png: bytes, title: str) -> None:
+        """A picture of the step on its way; a new one is a new version of it."""
+        left(lambda: create_image_artifact(_as_url(png), self.look_key, title))
+
+
+def _as_url(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def curves_text(curves: Mapping[int, Mapping[str, float]], line: str) -> str:
@@ -148,5 +157,4 @@ def show_report(project: str, report: Artifact, metrics: Mapping[str, Any]) -> N
 
 def show_picture(project: str, png: bytes) -> None:
     """What the trained student segmented and wrote."""
-    url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    left(lambda: create_image_artifact(url, key(project, "predictions"), "Predictions of the trained student"))
+    left(lambda: create_image_artifact(_as_url(png), key(project, "predictions"), "Predictions of the trained student"))

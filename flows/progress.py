@@ -18,16 +18,17 @@ SECONDS_ON_TERMINAL, SECONDS_IN_LOG = 1.0, 10.0
 class Meter:
     """The `Progress` of one step. A change of unit or total begins a new count, as when a job goes on to its next part.
 
-    draw: told percent and line, and where the step has curves their numbers so far, by step."""
+    draw: told percent and line, and where the step has curves their numbers so far, by step. hung: told of pictures."""
 
     def __init__(
         self,
         name: str,
         draw: Callable[..., None],
+        hung: Callable[[bytes, str], None] = lambda png, title: None,
         out: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.name, self.draw, self.out, self.clock = name, draw, out or sys.stderr, clock
+        self.name, self.draw, self.hung, self.out, self.clock = name, draw, hung, out or sys.stderr, clock
         self.pause = SECONDS_ON_TERMINAL if self.out.isatty() else SECONDS_IN_LOG
         self.part: tuple[str, int] = ("", 0)
         self.curves: dict[int, Mapping[str, float]] = {}
@@ -57,6 +58,10 @@ class Meter:
     def chart(self, step: int, numbers: Mapping[str, float]) -> None:
         """Numbers of a step, for its curves."""
         self.curves[step] = numbers
+
+    def hang(self, png: bytes, title: str) -> None:
+        """A picture, under its title."""
+        self.hung(png, title)
 
     def say(self, line: str) -> None:
         """A line that stays."""

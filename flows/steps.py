@@ -139,7 +139,8 @@ def as_task(step: Step, artifacts: Mapping[str, Artifact], rebuild: str, project
         retry_condition_fn=_worth_another_try,
     )
     def make() -> Any:
-        with Meter(step.name, pages.Bar(project.name, step.name).draw) as meter:
+        bar = pages.Bar(project.name, step.name)
+        with Meter(step.name, bar.draw, bar.hang) as meter:
             made = make_step(step, artifacts, meter, rebuild=rebuild)
             meter.say(pages.line(made))
         pages.show_step(project.name, made)

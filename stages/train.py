@@ -21,6 +21,7 @@ from stages.base import Inputs, JobStage, Outcome, Progress, Resources, row_erro
 from stages.basis import read_basis
 from stages.certificate import demand
 from stages.executor import in_background, start_ray
+from stages.looks import Look
 from stages.vocabulary import FILE, base_digest
 from student.config import BaseConfig, LossConfig, OptimConfig, StudentConfig
 from student.preemption import listening, pass_on
@@ -32,9 +33,11 @@ LEAVE_SECONDS = 20.0  # how long a group that is asked to leave may take to save
 
 @runtime_checkable
 class Charted(Protocol):
-    """A `Progress` that also draws curves."""
+    """A `Progress` that also draws curves, and hangs up pictures."""
 
     def chart(self, step: int, numbers: Mapping[str, float]) -> None: ...
+
+    def hang(self, png: bytes, title: str) -> None: ...
 
 
 class TrainStage(JobStage):
@@ -104,7 +107,7 @@ class TrainWork:
             device=self.resources.device,
             threads=self.resources.threads,
         )
-        return train(setup, self.output.folder, report, asked)
+        return train(setup, self.output.folder, report, asked, Look(corpus))
 
 
 def _cache(config: TrainConfig) -> Cache | None:
@@ -123,6 +126,9 @@ def _train_here(work: TrainWork, progress: Progress) -> dict[str, Any]:
 def _tell(progress: Progress, row: dict[str, Any]) -> None:
     if isinstance(progress, Charted):
         progress.chart(row["step"], {name: value for name, value in row.items() if isinstance(value, int | float)})
+        if "look" in row:
+            step, png = row["look"]
+            progress.hang(png, f"What the student says of training pictures after {step} of {row['steps']} steps")
     losses = [f"{name} {row[name]:.3f}" for name in ("lm", "mask", "dice") if name in row]
     pace = f"{row['tokens_per_second']:.0f} tokens/s, {row['data_wait']:.0%} of it waiting for data"
     progress(row["step"], row["steps"], "steps", " ".join([*losses, "·", pace]))
@@ -137,13 +143,16 @@ class _Board:
     result: dict[str, Any] | SailyardError | None = None
 
     def post(self, row: dict[str, Any]) -> None:
-        self.row = row
+        """A look stays until it has been read: rows come more often than anybody reads them."""
+        kept = {"look": self.row["look"]} if self.row and "look" in self.row else {}
+        self.row = kept | row
 
     def finish(self, result: dict[str, Any] | SailyardError) -> None:
         self.result = self.result or result
 
     def read(self) -> tuple[dict[str, Any] | None, dict[str, Any] | SailyardError | None]:
-        return self.row, self.result
+        row, self.row = self.row, None
+        return row, self.result
 
     def ask_to_leave(self) -> None:
         self.leaving = True
@@ -222,8 +231,10 @@ def _fit(trainer: Any, board: Any, progress: Progress) -> dict[str, Any]:
     finally:
         if not fit.done():
             ray.shutdown()  # interrupted: the group must not train on
-    _, result = ray.get(board.read.remote())
+    row, result = ray.get(board.read.remote())
     ray.kill(board)
+    if row:
+        _tell(progress, row)
     if isinstance(result, SailyardError):
         raise result
     try:
@@ -238,7 +249,7 @@ def _follow(fit: Future[Any], board: Any, progress: Progress, told: Callable[[],
     """Tell of the training until it has ended, or has left because it was asked to, or has not done so in time."""
     import ray
 
-    step, last = -1, float("inf")
+    last = float("inf")
     while not wait([fit], timeout=POLL_SECONDS).done:
         if told() and last == float("inf"):
             board.ask_to_leave.remote()
@@ -248,7 +259,6 @@ def _follow(fit: Future[Any], board: Any, progress: Progress, told: Callable[[],
             return result
         if time.monotonic() > last:
             return Preempted("asked to leave, and the group has not in time", remedy="Run again to go on.")
-        if row and row["step"] != step:
-            step = row["step"]
+        if row:
             _tell(progress, row)
     return None

@@ -5,8 +5,23 @@ counts the pairs of tokens of which one may see the other; what a kernel compute
 activations, the losses and their linears into teachers' spaces are left out: together they are a few parts in a hundred.
 """
 
+import re
+
 from student.config import StudentConfig
 from student.sequence import IGNORED, Batch, Grid, Span
+
+# Dense bfloat16 operations a second, as their makers give them, by the word of the device's name that says which it is.
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "B200": 2250e12}
+
+
+def peak(device: str) -> float | None:
+    """The most operations a second of a GPU that is known; None for others, and for CPUs."""
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for known, flops in PEAKS.items() if known in re.split(r"\W", name)), None)
 
 
 def forward_flops(config: StudentConfig, batch: Batch, rows: int, every_picture: bool = True) -> dict[str, int]:

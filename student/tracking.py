@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from schemas.errors import MissingLibrary
+from student.flops import peak
 from student.train_config import TrackingConfig
 
 RUN_TAG = "sailyard.run"
@@ -23,25 +24,37 @@ class Pace:
     def __init__(self, device: str, clock: Callable[[], float] = time.perf_counter):
         self.device, self.clock = device, clock
         self.began = self.ended = clock()
-        self.samples = self.tokens = 0
+        self.peak = peak(device)
+        self.samples = self.tokens = self.flops = 0
         self.waited = 0.0
 
-    def step(self, row: Mapping[str, Any], samples: int, waited: float) -> dict[str, float]:
-        """Count a step of `row["tokens"]` tokens that waited so many seconds for its data; the numbers of this step alone."""
+    def step(self, row: Mapping[str, Any], samples: int, waited: float, flops: int) -> dict[str, float]:
+        """Count a step of `row["tokens"]` tokens that waited so many seconds for its data, and asked this worker for so many
+        operations; the numbers of this step alone."""
         before, self.ended = self.ended, self.clock()
         self.samples, self.tokens, self.waited = self.samples + samples, self.tokens + row["tokens"], self.waited + waited
-        return _pace(self.ended - before, samples, row["tokens"], waited) | {"peak_bytes": peak_bytes(self.device)}
+        self.flops += flops
+        return self._pace(self.ended - before, samples, row["tokens"], waited, flops)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile is no part of any step."""
+        stopped = self.clock()
+        yield
+        away = self.clock() - stopped
+        self.began, self.ended = self.began + away, self.ended + away
 
     def total(self) -> dict[str, float]:
         """The same of all steps so far, and the seconds since the start."""
         seconds = self.clock() - self.began
-        pace = _pace(seconds, self.samples, self.tokens, self.waited)
-        return {"seconds": seconds} | pace | {"peak_bytes": peak_bytes(self.device)}
+        return {"seconds": seconds} | self._pace(seconds, self.samples, self.tokens, self.waited, self.flops)
 
-
-def _pace(seconds: float, samples: int, tokens: int, waited: float) -> dict[str, float]:
-    seconds = max(seconds, 1e-9)
-    return {"samples_per_second": samples / seconds, "tokens_per_second": tokens / seconds, "data_wait": waited / seconds}
+    def _pace(self, seconds: float, samples: int, tokens: int, waited: float, flops: int) -> dict[str, float]:
+        """`mfu` is of the operations that the device could do, where that is known."""
+        seconds = max(seconds, 1e-9)
+        pace = {"samples_per_second": samples / seconds, "tokens_per_second": tokens / seconds, "data_wait": waited / seconds}
+        used = {"mfu": flops / seconds / self.peak} if self.peak else {}
+        return pace | {"tflop_per_second": flops / seconds / 1e12} | used | {"peak_bytes": peak_bytes(self.device)}
 
 
 def peak_bytes(device: str) -> int:

@@ -27,6 +27,7 @@ from student.census import census
 from student.checkpoint import Row
 from student.config import BaseConfig, LossConfig, OptimConfig, StudentConfig
 from student.data import Corpus, ahead
+from student.flops import training_flops
 from student.losses import EPSILON, Distillation, losses
 from student.model import PixelSail
 from student.preemption import listening
@@ -42,6 +43,7 @@ AVERAGED = 20  # steps at either end that the summary takes a mean of
 
 Piece = tuple[int, Batch]  # a micro-batch and its place among those of its step
 Report = Callable[[Row], None]
+Look = Callable[[int, PixelSail], bytes]
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,14 @@ class TrainSetup:
     threads: int = 1
 
 
-def train(setup: TrainSetup, folder: Folder, report: Report, asked: Callable[[], bool] = lambda: False) -> Row:
+def train(
+    setup: TrainSetup, folder: Folder, report: Report, asked: Callable[[], bool] = lambda: False, look: Look | None = None
+) -> Row:
     """Train in `folder` from its latest whole checkpoint to the last step; returns the summary.
 
     folder: gets `step-…/` and `metrics.jsonl`, a line a step. report: told the newest step's numbers and the pace. asked:
-    whether somebody wants this worker to leave, beside the signals of `preemption.py`.
+    whether somebody wants this worker to leave, beside the signals of `preemption.py`. look: draws what the student says at a
+    step, which is reported as `look`, with its step; not of one whose weights are sliced.
     Raises NonFinite, naming the samples, before a step would move the weights by what is not a number; Preempted, with
     everything saved, after the step in which some worker was asked to leave; BrokenArtifact where, at the end, the untrained
     or the trained student is not whole in `folder`.
@@ -76,7 +81,11 @@ def train(setup: TrainSetup, folder: Folder, report: Report, asked: Callable[[],
             for number, pieces, waited in batches:
                 leaving = run.advance(folder, number, pieces, lambda: told() or asked())
                 done = number + 1
-                show(run.history[-1], pace.step(run.history[-1], setup.train.batch, waited))
+                show(run.history[-1], pace.step(run.history[-1], setup.train.batch, waited, _flops(setup, pieces)))
+                if look and _is_seen(setup, done):
+                    with pace.paused():
+                        seen = {"steps": setup.train.steps, "look": (done, look(done, run.student))}
+                    report(run.history[-1] | pace.total() | seen)
                 if leaving or done % setup.train.checkpoint_every == 0 or done == setup.train.steps:
                     run.save(folder, saver)
                 if leaving and done < setup.train.steps:
@@ -84,6 +93,18 @@ def train(setup: TrainSetup, folder: Folder, report: Report, asked: Callable[[],
                     raise Preempted(f"asked to leave after step {done}, which is saved", folder.url, "Run again to go on.")
         parallel.on_all(partial(_finish, setup, folder, run.history, saver), setup.device)
     return _summary(setup, run) | {"shown": shown, "steps": setup.train.steps} | pace.total()
+
+
+def _is_seen(setup: TrainSetup, done: int) -> bool:
+    """Whether this worker looks at the student after step `done`."""
+    config = setup.train
+    return parallel.worker()[0] == 0 and config.parallel == "ddp" and (done % config.look_every == 0 or done == config.steps)
+
+
+def _flops(setup: TrainSetup, pieces: Sequence[Piece]) -> int:
+    """The matrix arithmetic that this worker's pieces ask for."""
+    every = any(teacher.reads == "mask_features" for teacher in setup.loss.distillation.values())
+    return sum(training_flops(setup.student, batch, len(setup.vocabulary), every) for _, batch in pieces)
 
 
 def initial_student(config: StudentConfig, vocabulary: Vocabulary, seed: int) -> PixelSail:

@@ -25,7 +25,7 @@ class TrainConfig(Config):
     `min_gradient_cosine` are refused. Samples whose picture or feature failed, and was let pass, are skipped and counted, or
     with `nonmatch = "error"` refused. Features that are not on a local disk are kept in the local folder `feature_cache`, at
     most `feature_cache_bytes` of them; without a folder they are fetched each time. `mixture` says how often the parts of
-    the samples are shown, and `pen` how their prompts are drawn.
+    the samples are shown, and `pen` how their prompts are drawn. Every `look_every` steps a few dialogues are asked and shown.
     """
 
     steps: int = Field(default=1000, ge=1)
@@ -43,6 +43,7 @@ class TrainConfig(Config):
     checkpoint_every: int = execution(500, ge=1)
     keep: int = execution(2, ge=1)
     log_every: int = execution(10, ge=1)
+    look_every: int = execution(500, ge=1)
     ahead: int = execution(2, ge=1)
     readers: int = execution(1, ge=1)
     cache_bytes: int = execution(256 << 20, ge=0)

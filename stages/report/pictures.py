@@ -35,7 +35,7 @@ def sheet(artifact: Artifact, images: Artifact | None = None, count: int = 12) -
         "samples": _sample_tiles,
         "predictions": _prediction_tiles,
     }
-    return _laid_out(list(makers[artifact.table.name](artifact, pool, spots)), artifact.name or artifact.table.name)
+    return laid_out(list(makers[artifact.table.name](artifact, pool, spots)), artifact.name or artifact.table.name)
 
 
 def shown(images: Artifact | None, spot: Spot, side: int, size: tuple[int, int] | None = None) -> Image.Image:
@@ -127,8 +127,13 @@ def _prediction_tiles(artifact: Artifact, images: Artifact | None, spots: list[S
     for spot in spots:
         row = _one(artifact, spot, ["sample_id", "question", "expected", "text", "targets", "masks"])
         targets, masks = revive(list[Rle], row["targets"]), revive(list[Rle], row["masks"])
-        drawn = answered(shown(images, spot, TILE, _size(targets + masks)), targets, masks)
-        yield drawn, f"{row['question']}\nexpected: {row['expected']}\nwritten: {row['text']}"
+        base = shown(images, spot, TILE, _size(targets + masks))
+        yield answer_tile(base, row["question"], row["expected"], row["text"], targets=targets, masks=masks)
+
+
+def answer_tile(base: Image.Image, question: str, expected: str, written: str, *, targets: list[Rle], masks: list[Rle]) -> Tile:
+    """A question with what was expected and what was written, under the picture with the masks of both."""
+    return answered(base, targets, masks), f"{question}\nexpected: {expected}\nwritten: {written}"
 
 
 def _one(artifact: Artifact, spot: Spot, columns: list[str]) -> dict[str, Any]:
@@ -147,7 +152,7 @@ def answered(base: Image.Image, targets: list[Rle], masks: list[Rle]) -> Image.I
     return drawn
 
 
-def _laid_out(tiles: list[Tile], title: str) -> bytes:
+def laid_out(tiles: list[Tile], title: str) -> bytes:
     """The tiles under each other in rows, each over its text; a row is as high as its highest tile."""
     font, head = ImageFont.load_default(size=13), ImageFont.load_default(size=18)
     rows = [tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)]

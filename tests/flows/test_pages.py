@@ -1,5 +1,8 @@
 """The curves of a training on its Prefect page: bars and numbers of the steps that were told."""
 
+import base64
+from typing import Any
+
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -37,6 +40,24 @@ def test_the_page_of_a_training_has_its_curves(prefect_server: str, capsys: pyte
                 meter(step, 3, "steps")
 
     training()
+    assert any("| lm | `█▅▁` |" in str(artifact.data) for artifact in artifacts("curving-curves-train"))
+
+
+def artifacts(key: str) -> list[Any]:
     with get_client(sync_client=True) as client:
-        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["curving-curves-train"])))
-    assert any("| lm | `█▅▁` |" in str(artifact.data) for artifact in found)
+        return client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
+
+
+def test_what_a_student_says_on_its_way_hangs_on_its_page(prefect_server: str, capsys: pytest.CaptureFixture[str]):
+    @flow(name="looking")
+    def training() -> None:
+        bar = Bar("looking", "train")
+        with Meter("train", bar.draw, bar.hang) as meter:
+            meter.hang(b"first", "after 1 of 2 steps")
+            meter.hang(b"second", "after 2 of 2 steps")
+
+    training()
+    found = {artifact.description: artifact.data for artifact in artifacts("looking-look-train")}
+    url = f"data:image/png;base64,{base64.b64encode(b'second').decode()}"
+    assert found.keys() == {"after 1 of 2 steps", "after 2 of 2 steps"}
+    assert found["after 2 of 2 steps"] == url

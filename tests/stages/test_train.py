@@ -1,13 +1,15 @@
 """A signal on whoever runs the stage: the step is saved, the signal goes on to whom it was meant for, and so does the run."""
 
+import io
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from schemas.artifact import Artifact
 from schemas.storage import Folder
@@ -125,3 +127,32 @@ def test_a_group_that_loses_a_machine_goes_on_smaller(inputs: Inputs, tmp_path: 
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+class Wall:
+    """A progress that keeps the pictures it is given."""
+
+    def __init__(self) -> None:
+        self.pictures: dict[str, bytes] = {}
+
+    def __call__(self, done: int, total: int, unit: str, note: str = "") -> None: ...
+
+    def chart(self, step: int, numbers: Mapping[str, float]) -> None: ...
+
+    def hang(self, png: bytes, title: str) -> None:
+        self.pictures[title] = png
+
+
+def test_now_and_then_the_student_is_asked_and_what_it_says_is_shown(inputs: Inputs, tmp_path: Path):
+    wall, plain = Wall(), output(tmp_path, "plain")
+    stage(steps=4, look_every=2, recompute=True).run(inputs, output(tmp_path, "seen"), Resources(executor="local"), wall)
+    stage(steps=4).run(inputs, plain, Resources(executor="local"), quiet)
+    titles = [f"What the student says of training pictures after {step} of 4 steps" for step in (2, 4)]
+    assert list(wall.pictures) == titles
+    first, last = (np.asarray(Image.open(io.BytesIO(wall.pictures[title]))) for title in titles)
+    assert first.shape == last.shape
+    assert (first != last).any()
+    seen = checkpoint.latest(output(tmp_path, "seen").folder)
+    unseen = checkpoint.latest(plain.folder)
+    assert seen and unseen
+    assert all(np.array_equal(value, unseen.model()[name]) for name, value in seen.model().items())

@@ -16,19 +16,21 @@ from tests.student.test_train import RUN, Killed, kill_at, open_setup
 
 def test_the_pace_is_of_a_step_and_of_all_so_far():
     pace = Pace("cpu", clock=itertools.count(0.0, 2.0).__next__)  # two seconds between any two looks
-    first, second = (pace.step({"tokens": tokens}, samples=4, waited=0.5) for tokens in (100, 300))
+    first, second = (pace.step({"tokens": tokens}, samples=4, waited=0.5, flops=10**12) for tokens in (100, 300))
     assert (first["samples_per_second"], first["tokens_per_second"], first["data_wait"]) == (2.0, 50.0, 0.25)
     assert second["tokens_per_second"] == 150.0
     total = pace.total()
     assert (total["seconds"], total["tokens_per_second"], total["samples_per_second"]) == (6.0, 400 / 6, 8 / 6)
     assert total["peak_bytes"] > 1 << 20
+    assert (first["tflop_per_second"], total["tflop_per_second"]) == (0.5, 2 / 6)
+    assert "mfu" not in total  # nobody says what a CPU could do
 
 
 def test_the_report_tells_the_pace_and_the_history_does_not(small_store: Store):
     rows, folder = [], small_store.folder.child("run")
     config = TrainConfig(steps=2, batch=4, micro_batch=4, log_every=1)
     summary = train(open_setup(small_store, config), folder, rows.append)
-    measured = {"steps", "seconds", "samples_per_second", "tokens_per_second", "data_wait", "peak_bytes"}
+    measured = {"steps", "seconds", "samples_per_second", "tokens_per_second", "data_wait", "tflop_per_second", "peak_bytes"}
     assert all(row.keys() >= measured and 0 <= row["data_wait"] <= 1 for row in rows)
     assert summary.keys() >= measured
     assert not checkpoint.latest(folder, RUN).history[0].keys() & measured

@@ -4,7 +4,7 @@ BIN := .venv/bin
 OFFICIAL := .venv-official
 SITE := import site; print(site.getsitepackages()[0])
 
-.PHONY: install quickstart test test-all chaos page parity lint bench ladder docs
+.PHONY: install quickstart test test-all chaos page tracking parity lint bench ladder docs
 
 install: .venv/installed
 
@@ -35,6 +35,11 @@ page: .venv-page/installed
 	$(BIN)/python -c '$(SITE)' > "$$(.venv-page/bin/python -c '$(SITE)')/sailyard.pth"
 	.venv-page/bin/python -m pip install --quiet 'gradio>=6.31,<7' playwright
 	touch $@
+
+# TensorBoard and MLflow, read back.
+tracking: install
+	$(BIN)/python -m pip install --quiet --editable '.[tensorboard,mlflow]'
+	$(BIN)/python -m pytest -q -m tracking tests/student
 
 # The official SAM 2 beside ours, over the packages of .venv; --no-deps keeps the CUDA torch away.
 parity: $(OFFICIAL)/installed

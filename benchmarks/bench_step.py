@@ -38,8 +38,8 @@ from student.config import LossConfig, OptimConfig, StudentConfig, TeacherLoss
 from student.data import Corpus, Order, ahead
 from student.features import Stored
 from student.losses import Distillation
+from student.run import Run, TrainSetup, initial_student
 from student.sequence import Batch, collate
-from student.train import Run, TrainSetup, initial_student
 from student.train_config import TrainConfig
 from student.visits import Visit
 from student.vocabulary import Vocabulary

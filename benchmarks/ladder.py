@@ -8,6 +8,7 @@ folder as JSON and as a page too.
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/ladder"), help="for all of it (runs/ladder)")
     parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1, help="how many trainings at a time (one a core)")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trainings end with it, each with its step saved
     try:
         found = climb(
             chosen.rungs,

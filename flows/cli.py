@@ -39,13 +39,7 @@ OneStep = Annotated[str | None, typer.Option("--step", metavar="STEP", help="Onl
 Traceback = Annotated[bool, typer.Option("--traceback", help="Print the whole traceback of an error.")]
 
 
-class Kind(StrEnum):
-    """The classes of failed rows."""
-
-    data = "data"
-    capacity = "capacity"
-    code = "code"
-
+Kind = StrEnum("Kind", {"data": "data", "capacity": "capacity", "code": "code"})  # of failed rows
 
 # What a run needs of Prefect and Ray where the user has not said otherwise: no telemetry, and no logs on the terminal, where
 # a failing flow would print its traceback three times. The logs still go to the server.
@@ -138,16 +132,21 @@ def run(
     with errors_told(traceback):
         from flows.graph import artifacts, choose, steps_of
         from flows.results import as_table, summary
+        from flows.worker import group
         from schemas.storage import Folder
 
         project = _project(config, sets, workspace)
         steps = steps_of(project)
         choose(steps, only or [], "--only")
         choose(steps, rebuild or [], "--rebuild")
-        with _prefect():
-            from flows.distill import start
+        _prepare()
+        with group(project, only or [], rebuild or [], os.environ) as mine:
+            if mine is None:
+                return
+            with _prefect():
+                from flows.distill import start
 
-            start(project, only, rebuild)
+                start(mine, only, rebuild)
         found = summary(project.workspace, artifacts(steps, Folder(project.workspace)))
         print(jsons.dumps(found) if json else as_table(found))
 
@@ -221,14 +220,14 @@ def show(
 
 @app.command()
 def predict(
-    config: ConfigPath,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="The TOML file; or --checkpoint FOLDER.")] = None,
     image: Annotated[str, typer.Option(metavar="PATH", help="The picture: a path or any fsspec URL.")] = "",
     text: Annotated[str, typer.Option(metavar="TEXT", help="The question; <Prompt0> in it means the first mark.")] = "",
     point: Annotated[list[str] | None, typer.Option(metavar="X,Y", help="Point at a pixel; repeat for more.")] = None,
     box: Annotated[list[str] | None, typer.Option(metavar="X0,Y0,X1,Y1", help="Point with a box; repeat for more.")] = None,
     scribble: Annotated[list[str] | None, typer.Option(metavar="X,Y,X,Y,...", help="Point with a stroke; repeat.")] = None,
     mask: Annotated[list[str] | None, typer.Option(metavar="PATH", help="With a mask, white on black; repeat.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(metavar="STEP", help="A step or folder step-...; else the newest.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(metavar="STEP", help="A step or a folder; else the newest.")] = None,
     out: Annotated[str, typer.Option(metavar="FOLDER", help="Where NAME.png and NAME.json go.")] = "answers",
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="The longest answer.")] = 512,
     temperature: Annotated[float, typer.Option(metavar="T", min=0, help="0: the likeliest token each time.")] = 0.0,
@@ -245,7 +244,7 @@ def predict(
         from flows import answers
         from flows import predict as predicting
 
-        project = _project(config, sets, workspace)
+        project = _project(config, sets, workspace) if config else predicting.machine(checkpoint, sets or [], workspace)
         writing = answers.Writing(max_new_tokens, temperature, seed)
         marks = (tuple(each or ()) for each in (point, box, scribble, mask))
         question = predicting.Question(image, text, *marks)
@@ -253,7 +252,7 @@ def predict(
         if serve:
             from flows.page import served
 
-            with served(project, checkpoint, writing, port) as url:
+            with served(predicting.demand_project(project), checkpoint, writing, port) as url:
                 print(f"ask at {url} (Ctrl-C ends it)", flush=True)
                 signal.pause()
             return
@@ -382,8 +381,7 @@ def verify(
         from flows.audit import Check
 
         _prepare()
-        project = _project(Path(target), sets, workspace) if target.endswith(".toml") else None
-        check = Check.of(project) if project else Check(target)
+        check = Check.of(_project(Path(target), sets, workspace)) if target.endswith(".toml") else Check(target)
         for line in check.lines(mend=heal, again=audit, seed=seed):
             if not json:
                 print(line)

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Event
 
 from flows.config import Project
 from flows.graph import Step, above, artifacts, steps_of
@@ -27,11 +28,12 @@ from schemas.config import override, parse, read_toml
 from schemas.errors import ConfigError, StageFailed, StaleArtifact
 from schemas.storage import Folder
 from stages.report import ladder
-from stages.report.ladder import Ladder, Rung
+from stages.report.ladder import MOST_SEEDS, Ladder, Rung
 
 ANSWERS = "predictions/trained"
 LOG = "log.txt"
 JSON, PAGE = "ladder.json", "ladder.html"
+SECONDS_BETWEEN_LOOKS = 0.2
 Tell = Callable[[str], None]
 
 
@@ -106,15 +108,19 @@ class Run:
                 if name in theirs and theirs[name].fingerprint == mine[name].fingerprint and not mine[name].record():
                     _link(theirs[name], mine[name])
 
-    def make(self, names: Sequence[str]) -> None:
-        """Carry out these steps; StageFailed with the last line that was said."""
+    def make(self, names: Sequence[str], stop: Event) -> None:
+        """Carry out these steps, until `stop`; StageFailed with the last line that was said."""
         self.workspace.mkdir(parents=True, exist_ok=True)
         options = [word for each in self.assignments for word in ("--set", each)]
         options += [word for name in names for word in ("--only", name)]
         command = [sys.executable, "-m", "flows.cli", "run", str(self.config), "--workspace", str(self.workspace), *options]
         with (self.workspace / LOG).open("ab") as log:
-            done = subprocess.run(command, stdout=log, stderr=log)
-        if done.returncode:
+            child = subprocess.Popen(command, stdout=log, stderr=log)
+            while child.poll() is None:
+                if stop.wait(SECONDS_BETWEEN_LOOKS):
+                    child.terminate()
+                    child.wait()
+        if child.returncode:
             said = (self.workspace / LOG).read_text(errors="replace").splitlines() or ["nothing was said"]
             raise StageFailed(said[-1], self.name, f"All that it said is in {self.workspace / LOG}.")
 
@@ -133,6 +139,7 @@ def _link(theirs: Artifact, mine: Artifact) -> None:
         for name in sorted(theirs.folder.tree(), key=lambda name: (name == RECORD, name)):
             target = Path(mine.folder.path(name))
             target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
             os.link(theirs.folder.path(name), target)
 
 
@@ -146,13 +153,15 @@ def climb(configs: Sequence[Path], *, seeds: int, sets: Sequence[str], folder: P
     _check(runs)
     for number, run in enumerate(runs):
         run.borrow(runs[:number])
-        _timed(run, run.shared, tell)
+        _timed(run, run.shared, tell, Event())
+    stop = Event()
     with ThreadPoolExecutor(at_once) as pool:
-        trainings = [pool.submit(_timed, run, run.own, tell) for run in runs]
+        trainings = [pool.submit(_timed, run, run.own, tell, stop) for run in runs]
         try:
             for training in as_completed(trainings):
                 training.result()
         finally:
+            stop.set()
             pool.shutdown(cancel_futures=True)
     found = compared(runs)
     (folder / JSON).write_text(json.dumps(found.as_json(), indent=1) + "\n")
@@ -169,15 +178,19 @@ def _there(config: Path) -> Path:
 def _check(runs: Sequence[Run]) -> None:
     if not runs:
         raise ConfigError("no rungs", "the ladder", "Name the configs of one or more.")
+    if len({run.seed for run in runs}) > MOST_SEEDS:
+        raise ConfigError(f"more than {MOST_SEEDS} seeds", "the ladder", "There is no interval for so many.")
+    if len({run.workspace for run in runs}) < len(runs):
+        raise ConfigError("two rungs of one file name", "the ladder", "Give each config a name of its own.")
     steps = {run.project.train.steps for run in runs}
     if len(steps) > 1:
         raise ConfigError(f"rungs of {' and '.join(map(str, sorted(steps)))} steps", "the ladder", "Train all of them alike.")
 
 
-def _timed(run: Run, names: Sequence[str], tell: Tell) -> None:
+def _timed(run: Run, names: Sequence[str], tell: Tell, stop: Event) -> None:
     started = time.monotonic()
     if run.lacks(names):
-        run.make(names)
+        run.make(names, stop)
         tell(f"{run.name}: {', '.join(names)} in {duration(time.monotonic() - started)}")
 
 

@@ -27,7 +27,8 @@ SECONDS_OF_SILENCE = 60.0
 SECONDS_BETWEEN_CURVES = 60.0
 MOST_ROWS = 20
 BARS = "▁▂▃▄▅▆▇█"
-NOT_CURVES = {"step", "steps", "samples", "tokens", "dropped_turns", "seconds"}
+SEEN = "seen/"  # the samples of a part so far: they rise in a line
+NOT_CURVES = {"step", "steps", "samples", "tokens", "dropped_turns", "skipped", "seconds"}
 
 
 def key(*words: str) -> str:
@@ -45,13 +46,13 @@ def left(write: Callable[[], Any]) -> Any:
 
 
 class Bar:
-    """The progress bar of one step, and where it has some its curves and its pictures. A server that does not answer is left
-    alone for a minute."""
+    """The progress bar of one step, and where it has some its curves, its pictures and what it shows. A server that does not
+    answer is left alone for a minute."""
 
     def __init__(self, project: str, step: str):
         self.key, self.silent_until = key(project, "progress", step), 0.0
         self.curves_key, self.curves_at = key(project, "curves", step), float("-inf")
-        self.look_key = key(project, "look", step)
+        self.look_key, self.shown_key = key(project, "look", step), key(project, "shown", step)
         self.id: UUID | None = None
 
     def draw(self, percent: float, line: str, curves: Mapping[int, Mapping[str, float]] | None = None) -> None:
@@ -72,6 +73,10 @@ class Bar:
         """A picture of the step on its way; a new one is a new version of it."""
         left(lambda: create_image_artifact(_as_url(png), self.look_key, title))
 
+    def lay(self, rows: Sequence[Mapping[str, Any]], line: str) -> None:
+        """A table of what the step shows."""
+        left(lambda: create_table_artifact([dict(row) for row in rows], self.shown_key, line))
+
 
 def _as_url(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
@@ -80,7 +85,7 @@ def _as_url(png: bytes) -> str:
 def curves_text(curves: Mapping[int, Mapping[str, float]], line: str) -> str:
     """A line a curve, as bars from its lowest to its highest, and a table of its numbers at `MOST_ROWS` steps at most."""
     steps = _spread(sorted(curves), MOST_ROWS)
-    names = [name for name in curves[steps[-1]] if name not in NOT_CURVES]
+    names = [name for name in curves[steps[-1]] if name not in NOT_CURVES and not name.startswith(SEEN)]
     rows = [[f"{curves[step].get(name, float('nan')):.4g}" for name in names] for step in steps]
     bars = [f"| {name} | `{_bars([curves[step].get(name, float('nan')) for step in steps])}` |" for name in names]
     table = [f"| {' | '.join([str(step), *row])} |" for step, row in zip(steps, rows, strict=True)]
@@ -88,7 +93,15 @@ def curves_text(curves: Mapping[int, Mapping[str, float]], line: str) -> str:
         ["| what | first to last |", "|---|---|"],
         [f"| {' | '.join(['step', *names])} |", "|---" * (len(names) + 1) + "|"],
     ]
-    return "\n".join([line, "", *heads[0], *bars, "", *heads[1], *table, ""])
+    return "\n".join([line, "", *heads[0], *bars, "", *heads[1], *table, *_seen(curves), ""])
+
+
+def _seen(curves: Mapping[int, Mapping[str, float]]) -> list[str]:
+    """A table of the latest counts of samples."""
+    known = [numbers for _, numbers in sorted(curves.items()) if any(name.startswith(SEEN) for name in numbers)]
+    latest = known[-1] if known else {}
+    rows = [f"| {name.removeprefix(SEEN)} | {count:,} |" for name, count in latest.items() if name.startswith(SEEN)]
+    return ["", "| part | samples so far |", "|---|---|", *rows] if rows else []
 
 
 def _spread(items: Sequence[int], most: int) -> list[int]:

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flows.answers import Answered, Asked, Writing
-from flows.config import Project
+from flows.config import Project, ResourcesConfig
 from flows.graph import artifacts, steps_of
 from flows.pointing import drawn, loaded, numbers
 from schemas.artifact import Artifact, file_digest
-from schemas.config import differences, fingerprint
+from schemas.config import Config, differences, execution, fingerprint, override, parse
 from schemas.errors import BrokenArtifact, ConfigError, DataError, StaleArtifact
 from schemas.pictures import decode
 from schemas.regions import PromptKind, VisualPrompt
 from schemas.storage import Folder
 from stages.vocabulary import FILE
+from student.config import StudentConfig
 
 if TYPE_CHECKING:
     from student.ask import Student
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from student.vocabulary import Vocabulary
 
 STEP = "predictions/trained"  # whose resources are taken
+FOLDERS = "a folder step-... of a run, or one that `sailyard export` wrote"
 Loaded = tuple["PixelSail", "Vocabulary", dict[str, Any]]  # and what is told of where it comes from
 
 
@@ -51,6 +53,30 @@ def check(question: Question, serve: bool) -> None:
         raise ConfigError("there is no picture", "--image", "Name one, or open the page with --serve.")
 
 
+class Machine(Config):
+    """All that is said beside a checkpoint that needs no project: where the student runs."""
+
+    resources: ResourcesConfig = execution(ResourcesConfig())
+
+
+def machine(checkpoint: str | None, sets: Sequence[str], workspace: str | None) -> Machine:
+    """What stands in for the project where no CONFIG is named; then the checkpoint must be a folder."""
+    if workspace:
+        remedy = "Name the CONFIG too, or leave it out: the workspace is where the checkpoint lies."
+        raise ConfigError("it is a project's, and there is no CONFIG", f"--workspace {workspace}", remedy)
+    if checkpoint is None or checkpoint.isdigit():
+        where = f"--checkpoint {checkpoint}" if checkpoint else "--checkpoint"
+        raise ConfigError("there is no CONFIG that says of which run", where, f"Name it, or {FOLDERS}.")
+    return parse(Machine, override({}, sets), "--set without a CONFIG")
+
+
+def demand_project(project: Project | Machine) -> Project:
+    """The page goes by the project's name."""
+    if isinstance(project, Machine):
+        raise ConfigError("the page is a project's, and there is no CONFIG", "--serve", "Name the CONFIG too.")
+    return project
+
+
 @dataclass(frozen=True)
 class Opened:
     """A student, and what is told of where it comes from."""
@@ -63,13 +89,17 @@ class Opened:
         return Answered(asked, answer, writing, self.checkpoint)
 
 
-def open_student(project: Project, checkpoint: str | None) -> Opened:
+def open_student(project: Project | Machine, checkpoint: str | None) -> Opened:
     """The student of `checkpoint`: the number of a step of the project's run, a folder `step-...` anywhere, or an exported
     folder; by default the newest of the run. It runs with the project's resources."""
     from student.ask import Student
 
-    exported = checkpoint if checkpoint and Path(checkpoint, "config.json").is_file() else None
-    model, vocabulary, told = _exported(exported) if exported else _of_run(project, checkpoint)
+    if checkpoint and Path(checkpoint, "config.json").is_file():
+        model, vocabulary, told = _exported(checkpoint)
+    elif isinstance(project, Project):
+        model, vocabulary, told = _of_run(project, checkpoint)
+    else:
+        model, vocabulary, told = _by_itself(checkpoint or "")
     resources = project.resources.of(STEP)
     return Opened(Student.of(model, vocabulary, device=resources.device, threads=resources.threads), told)
 
@@ -85,19 +115,11 @@ def _exported(path: str) -> Loaded:
 
 def _of_run(project: Project, checkpoint: str | None) -> Loaded:
     """A checkpoint of the project's sizes and vocabulary."""
-    from student.checkpoint import STATE
-    from student.model import PixelSail
-    from student.vocabulary import Vocabulary
-
     made = artifacts(steps_of(project), Folder(project.workspace))
     vocabulary = Artifact.sealed(made["vocabulary"].folder)
     found = _checkpoint(made["train"].folder, checkpoint)
-    state = json.loads(found.folder.read(STATE))
-    _check_kinship(state["identity"], made["train"].identity, vocabulary.fingerprint, found)
-    words = Vocabulary.from_json(vocabulary.folder.read(FILE).decode())
-    model = PixelSail(project.student, words, None)
-    model.load_state_dict(found.model())
-    return model, words, {"folder": found.folder.url, "step": found.step, "fingerprint": state["fingerprint"]}
+    _check_kinship(_state(found)["identity"], made["train"].identity, vocabulary.fingerprint, found)
+    return _loaded(found, project.student, vocabulary)
 
 
 def _checkpoint(train: Folder, wanted: str | None) -> "Checkpoint":
@@ -108,8 +130,7 @@ def _checkpoint(train: Folder, wanted: str | None) -> "Checkpoint":
     elif wanted.isdigit():
         found = at(train, int(wanted))
     else:
-        place = re.fullmatch(r"(?:(.*)/)?step-(\d+)", wanted.rstrip("/"))
-        found = at(Folder(place[1] or "."), int(place[2])) if place else None
+        found = _in_folder(wanted)
     if found is not None:
         return found
     if wanted is None:
@@ -117,6 +138,51 @@ def _checkpoint(train: Folder, wanted: str | None) -> "Checkpoint":
     there = f"the steps {', '.join(map(str, steps(train)))}" if steps(train) else "none"
     remedy = f"Name a step of the run, a folder step-... anywhere, or an exported folder. The run has {there}."
     raise ConfigError("no whole checkpoint", f"--checkpoint {wanted}", remedy)
+
+
+def _in_folder(named: str) -> "Checkpoint | None":
+    from student.checkpoint import at
+
+    place = re.fullmatch(r"(?:(.*)/)?step-(\d+)", named.rstrip("/"))
+    return at(Folder(place[1] or "."), int(place[2])) if place else None
+
+
+def _by_itself(named: str) -> Loaded:
+    """A checkpoint of any run: the sizes stand in its state, the vocabulary lies in its workspace."""
+    found = _in_folder(named)
+    if found is None:
+        raise ConfigError("no whole checkpoint", f"--checkpoint {named}", f"Name {FOLDERS}, or the project's CONFIG.")
+    identity = _state(found)["identity"]
+    student = parse(StudentConfig, identity["config"]["student"], found.folder.url)
+    return _loaded(found, student, _vocabulary_of(found, identity["inputs"]["vocabulary"]))
+
+
+def _vocabulary_of(found: "Checkpoint", fingerprint: str) -> Artifact:
+    """The vocabulary of this fingerprint, in the workspace two folders above the checkpoint."""
+    place = found.folder.path() if found.folder.is_local else found.folder.url
+    vocabulary = Artifact(Folder(place.rsplit("/", 2)[0]).child("vocabulary"), {})
+    record, remedy = vocabulary.record(), "Name the CONFIG that it was trained with."
+    if record is None:
+        raise BrokenArtifact(f"there is no vocabulary for {found.folder.url}", vocabulary.where, remedy)
+    if record.fingerprint != fingerprint:
+        raise StaleArtifact(f"it is another vocabulary than that of {found.folder.url}", vocabulary.where, remedy)
+    return vocabulary
+
+
+def _loaded(found: "Checkpoint", student: StudentConfig, vocabulary: Artifact) -> Loaded:
+    from student.model import PixelSail
+    from student.vocabulary import Vocabulary
+
+    words = Vocabulary.from_json(vocabulary.folder.read(FILE).decode())
+    model = PixelSail(student, words, None)
+    model.load_state_dict(found.model())
+    return model, words, {"folder": found.folder.url, "step": found.step, "fingerprint": _state(found)["fingerprint"]}
+
+
+def _state(found: "Checkpoint") -> dict[str, Any]:
+    from student.checkpoint import STATE
+
+    return json.loads(found.folder.read(STATE))
 
 
 def _check_kinship(identity: Mapping[str, Any], today: Mapping[str, Any], vocabulary: str, found: "Checkpoint") -> None:
@@ -128,7 +194,7 @@ def _check_kinship(identity: Mapping[str, Any], today: Mapping[str, Any], vocabu
         raise StaleArtifact("; ".join(changed), found.folder.url, "Ask with the config that it was trained with.")
 
 
-def ask(project: Project, checkpoint: str | None, question: Question, writing: Writing) -> Answered:
+def ask(project: Project | Machine, checkpoint: str | None, question: Question, writing: Writing) -> Answered:
     """What the student of `checkpoint` answers; it is opened once picture and marks are known to be sound."""
     pixels_HWC = read_picture(question.image)
     prompts = list(_prompts(question, pixels_HWC.shape[:2]))

@@ -6,29 +6,34 @@ second, whatever the step's pace, and a Prefect server that does not answer cost
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from flows.words import duration
 
 SECONDS_ON_TERMINAL, SECONDS_IN_LOG = 1.0, 10.0
 
+Rows = Sequence[Mapping[str, Any]]
+
 
 class Meter:
     """The `Progress` of one step. A change of unit or total begins a new count, as when a job goes on to its next part.
 
-    draw: told percent and line, and where the step has curves their numbers so far, by step. hung: told of pictures."""
+    draw: told percent and line, and where the step has curves their numbers so far, by step. hung: told of pictures; laid: of
+    tables."""
 
     def __init__(
         self,
         name: str,
         draw: Callable[..., None],
         hung: Callable[[bytes, str], None] = lambda png, title: None,
+        laid: Callable[[Rows, str], None] = lambda rows, line: None,
         out: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.name, self.draw, self.hung, self.out, self.clock = name, draw, hung, out or sys.stderr, clock
+        self.name, self.draw, self.hung, self.laid = name, draw, hung, laid
+        self.out, self.clock = out or sys.stderr, clock
         self.pause = SECONDS_ON_TERMINAL if self.out.isatty() else SECONDS_IN_LOG
         self.part: tuple[str, int] = ("", 0)
         self.curves: dict[int, Mapping[str, float]] = {}
@@ -56,12 +61,17 @@ class Meter:
             self.draw(100 * done / max(total, 1), line, *([self.curves] if self.curves else []))
 
     def chart(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Numbers of a step, for its curves."""
-        self.curves[step] = numbers
+        """Numbers of a step, for its curves, beside those that it has."""
+        self.curves[step] = {**self.curves.get(step, {}), **numbers}
 
     def hang(self, png: bytes, title: str) -> None:
         """A picture, under its title."""
         self.hung(png, title)
+
+    def lay(self, rows: Rows, line: str) -> None:
+        """A table, and in a line that stays what it says."""
+        self.say(f"{self.name}: {line}")
+        self.laid(rows, line)
 
     def say(self, line: str) -> None:
         """A line that stays."""

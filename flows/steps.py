@@ -140,7 +140,7 @@ def as_task(step: Step, artifacts: Mapping[str, Artifact], rebuild: str, project
     )
     def make() -> Any:
         bar = pages.Bar(project.name, step.name)
-        with Meter(step.name, bar.draw, bar.hang) as meter:
+        with Meter(step.name, bar.draw, bar.hang, bar.lay) as meter:
             made = make_step(step, artifacts, meter, rebuild=rebuild)
             meter.say(pages.line(made))
         pages.show_step(project.name, made)

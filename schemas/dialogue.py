@@ -11,6 +11,8 @@ Task = Literal["segmentation", "caption", "choice", "reference"]
 Split = Literal["train", "evaluation"]
 
 SEG = "[SEG]"
+# What stands for something in a dialogue, or is a token of its own in it: no text from outside may say it.
+RESERVED = re.compile(r"\[SEG\]|<Prompt\d+>|<NO_Prompt>|<\|\w+\|>|</?vision>|<vpatch>")
 
 
 def prompt_token(index: int) -> str:

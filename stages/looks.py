@@ -1,6 +1,6 @@
 """A look at a student on its way: a few training dialogues, asked of it as it is now, as one picture."""
 
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -14,25 +14,34 @@ COUNT, MOST_TOKENS = 4, 64
 
 
 class Look:
-    """The same dialogues at each look, of every part of the corpus in turn; the last turn of each is asked."""
+    """The same dialogues at each look, of every part of the corpus in turn; the last turn of each is asked. What is too long to
+    be asked is passed over."""
 
     def __init__(self, corpus: Any, count: int = COUNT):
-        self.corpus = corpus
+        self.corpus, self.count = corpus, count
         members = [np.flatnonzero(corpus.part_N == part)[:count].tolist() for part in range(len(corpus.parts))]
-        in_turn = [number for number in chain(*zip_longest(*members)) if number is not None]
-        self.numbers: list[int] = in_turn[:count]
+        self.numbers: list[int] = [number for number in chain(*zip_longest(*members)) if number is not None]
 
     def __call__(self, step: int, student: Any) -> bytes:
         """A PNG of what the student answers."""
-        from student.data import encode_question
         from student.generate import generate
 
-        corpus = self.corpus
-        samples, pictures = map(corpus.sample, self.numbers), map(corpus.picture, self.numbers)
-        asked = list(zip(samples, pictures, strict=True))
-        examples = [encode_question(corpus.vocabulary, corpus.config, *pair) for pair in asked]
-        answers = generate(student, corpus.vocabulary, examples, MOST_TOKENS)
-        return laid_out([_tile(*pair, answer) for pair, answer in zip(asked, answers, strict=True)], f"step {step}")
+        asked = list(islice(filter(None, map(self._asked, self.numbers)), self.count))
+        answers = generate(student, self.corpus.vocabulary, [example for *_, example in asked], MOST_TOKENS)
+        tiles = [_tile(sample, picture, answer) for (sample, picture, _), answer in zip(asked, answers, strict=True)]
+        return laid_out(tiles, f"step {step}")
+
+    def _asked(self, number: int) -> tuple[Sample, np.ndarray, Any] | None:
+        """A sample, its picture, and both as a question; None where it is too long."""
+        from student.data import encode_question
+        from student.sequence import TooLong
+
+        sample, picture = self.corpus.sample(number), self.corpus.picture(number)
+        try:
+            example = encode_question(self.corpus.vocabulary, self.corpus.config, sample, picture)
+        except TooLong:
+            return None
+        return None if example.dropped else (sample, picture, example)
 
 
 def _tile(sample: Sample, image_HWC: np.ndarray, answer: Any) -> tuple[Image.Image, str]:

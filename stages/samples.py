@@ -6,6 +6,7 @@ marks is drawn when it is loaded. A picture with evaluation statements is kept o
 that becomes no dialogue is counted in the record, by task and reason.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -174,15 +175,20 @@ class _Draft:
         self.masks.append(self.writer.target(statement.segment_ids))
 
     def _reference(self, statement: Reference) -> None:
-        question, answer = statement.question, statement.answer
-        for tag in statement.tags:
-            if tag.name in question:
-                token = self._prompt(tag.segment_id)
-                question, answer = question.replace(tag.name, token), answer.replace(tag.name, token)
-        targets = sorted((tag for tag in statement.tags if tag.name in answer), key=lambda tag: answer.index(tag.name))
-        for tag in targets:
-            answer = answer.replace(tag.name, SEG)
-            self.masks.append(self.writer.target([tag.segment_id]))
+        """A tag that the question names is pointed at, each other one of the answer is a mask; of two that begin alike the
+        longer is meant."""
+        segments = {tag.name: tag.segment_id for tag in statement.tags}
+        named = re.compile("|".join(map(re.escape, sorted(segments, key=len, reverse=True))) or "(?!)")
+        asked = set(named.findall(statement.question))
+        tokens = {name: self._prompt(segment_id) for name, segment_id in segments.items() if name in asked}
+
+        def answered(found: re.Match[str]) -> str:
+            if found[0] not in tokens:
+                self.masks.append(self.writer.target([segments[found[0]]]))
+            return tokens.get(found[0], SEG)
+
+        answer = named.sub(answered, statement.answer)
+        question = named.sub(lambda found: tokens[found[0]], statement.question)
         self._turn(question, answer if answer != SEG else phrases.FOUND[0])
 
     def _maybe_negative(self) -> None:

@@ -118,7 +118,8 @@ def some_scenes(inputs: Inputs, most: int, held_out: int) -> tuple[list[Scene], 
     picture has, the first ones. A key is a digest, and it decides the order: they are a random sample, and always the same."""
     shown, kept = list[Scene](), list[Scene]()
     for is_evaluated, scene in _scenes(inputs):
-        (kept if is_evaluated else shown).append(scene)
+        pile, enough = (kept, held_out) if is_evaluated else (shown, most + held_out)
+        pile.extend([scene] if len(pile) < enough else [])
         if len(kept) >= held_out and len(shown) >= most:
             break
     if not kept:

@@ -7,7 +7,7 @@ and so does a notice to leave reach the workers: signals come to the driver, and
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +33,13 @@ LEAVE_SECONDS = 20.0  # how long a group that is asked to leave may take to save
 
 @runtime_checkable
 class Charted(Protocol):
-    """A `Progress` that also draws curves, and hangs up pictures."""
+    """A `Progress` that also draws curves, hangs up pictures, and lays out tables."""
 
     def chart(self, step: int, numbers: Mapping[str, float]) -> None: ...
 
     def hang(self, png: bytes, title: str) -> None: ...
+
+    def lay(self, rows: Sequence[Mapping[str, Any]], line: str) -> None: ...
 
 
 class TrainStage(JobStage):
@@ -77,7 +79,8 @@ class TrainWork:
 
     def run(self, report: Any, asked: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         from student.data import Corpus
-        from student.train import TrainSetup, train
+        from student.run import TrainSetup
+        from student.train import train
         from student.vocabulary import Vocabulary
 
         stage, inputs = self.stage, self.inputs
@@ -124,6 +127,10 @@ def _train_here(work: TrainWork, progress: Progress) -> dict[str, Any]:
 
 
 def _tell(progress: Progress, row: dict[str, Any]) -> None:
+    if isinstance(progress, Charted) and "shown" in row:
+        progress.lay(*row["shown"])
+    if "total" not in row:  # before the first step
+        return
     if isinstance(progress, Charted):
         progress.chart(row["step"], {name: value for name, value in row.items() if isinstance(value, int | float)})
         if "look" in row:
@@ -143,8 +150,8 @@ class _Board:
     result: dict[str, Any] | SailyardError | None = None
 
     def post(self, row: dict[str, Any]) -> None:
-        """A look stays until it has been read: rows come more often than anybody reads them."""
-        kept = {"look": self.row["look"]} if self.row and "look" in self.row else {}
+        """What is not numbers stays until it has been read: rows come more often than anybody reads them."""
+        kept = {name: self.row[name] for name in ("shown", "look") if name in self.row} if self.row else {}
         self.row = kept | row
 
     def finish(self, result: dict[str, Any] | SailyardError) -> None:
@@ -225,8 +232,9 @@ def _fit(trainer: Any, board: Any, progress: Progress) -> dict[str, Any]:
     try:
         with listening() as told:
             left = _follow(fit, board, progress, told)
-        if left:
+        if left or told():
             pass_on()
+        if left:
             raise left
     finally:
         if not fit.done():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from schemas.dialogue import prompt_token
+from schemas.dialogue import RESERVED, prompt_token
 from schemas.errors import DataError
 from schemas.regions import Rle, VisualPrompt
 from student.generate import generate
@@ -24,7 +24,7 @@ from student.vocabulary import Vocabulary
 @dataclass(frozen=True)
 class Answer:
     """The n-th of `masks`, all of the picture's size, is for the n-th [SEG] of `text`. The n-th of `scores` is the mean
-    probability of its pixels, 0 for an empty mask: how sure the student is, not how right."""
+    probability of the cells of the mask grid that it covers, 0 for an empty mask: how sure the student is, not how right."""
 
     text: str
     masks: list[Rle]
@@ -83,6 +83,9 @@ def _check(question: str, count: int, most: int) -> None:
     """DataError where the question and its `count` marks do not belong together."""
     if not question.strip():
         raise DataError("there is no question", "text", "Write one, such as 'Please segment the red circle here.'")
+    strange = [found for found in RESERVED.findall(question) if not found.startswith("<Prompt")]
+    if strange:
+        raise DataError(f"it says {strange[0]}, which has a meaning of its own", "text", "Write it in other words.")
     if count > most:
         raise DataError(f"{count} marks, the student knows {most}", "marks", "Point at fewer regions at a time.")
     named = {int(number) for number in re.findall(r"<Prompt(\d+)>", question)}

@@ -6,7 +6,8 @@
 
 It counts only when `state.json` is there and the digests agree; anything else is as if it were not. There is no random
 state to keep: every random number of a step is drawn from (seed, step). The same state gives the same bytes, so two runs
-at once in one folder may each write what the other does; neither takes away what the other still needs.
+at once in one folder may each write what the other does; neither takes away what the other still needs. Two that round
+otherwise (a GPU, other threads, another layout of workers) may tear each other's, which then do not count.
 """
 
 import hashlib

@@ -14,7 +14,9 @@ class StudentConfig(Config):
     given: in a narrow student that starts from nothing, the small range of a wide one drowns which token is which. With
     `recency`, the biases of queries and keys start alike and not at zero, from none in the first head to a deviation of
     `recency` in the last, so that near tokens attract each other before anything is learned. With `compat = "paper"` it does
-    as the release does where that moves numbers: small prompts get lost when a large picture is shrunk.
+    as the release does where that moves numbers (docs/paper.md): small prompts get lost when a large picture is shrunk, whoever
+    asks gives the order in which prompts cover one another, a dialogue that is too long is cut in the middle of a turn, and a
+    [SEG] at which an answer is broken off brings no mask.
 
     The plain student of the paper has `prompting = "pooled"` (prompts.py) and no upsampler: its `mask_stride` is `patch`.
     """
@@ -95,8 +97,9 @@ class TeacherLoss(Config):
 class LossConfig(Config):
     """Weights of the losses; `lm_with_masks` multiplies the text loss of a sample that also has masks.
 
-    With `compat = "paper"` the two rules of the release stand that move numbers: one sample with masks scales the text of its
-    whole micro-batch (the same at a micro-batch of one), and what is read at points is rounded to the precision of the logits.
+    With `compat = "paper"` the rules of the release stand that move numbers: one sample with masks scales the text of its
+    whole micro-batch (the same at a micro-batch of one), every micro-batch weighs alike, and what is read at points is rounded
+    to the precision of the logits (docs/paper.md).
     """
 
     compat: Literal["correct", "paper"] = "correct"

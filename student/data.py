@@ -11,6 +11,7 @@ of its sample.
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from threading import Lock
 from typing import Literal, TypeVar
 
@@ -30,7 +31,7 @@ from schemas.tables import revive
 from student.config import StudentConfig
 from student.features import Column, FeatureReader, Stored
 from student.mixture import Mixture, Order
-from student.sequence import Example, encode
+from student.sequence import Example, TooLong, encode
 from student.visits import Visit, shown
 from student.vocabulary import Vocabulary
 
@@ -89,7 +90,7 @@ class Corpus:
     samples, images, features: complete artifacts over the same pictures; BrokenArtifact says where they disagree. bases: of
     the teachers whose principal components are stored. feature_cache: through which features come that are not on a local disk.
     `dropped` counts the samples left out, by reason: the picture or a feature failed, or, in training, the picture is also
-    evaluated on. nonmatch: with "error", what failed is not left out but refused. pen: how training draws its marks.
+    evaluated on. nonmatch: with "error", what failed or is too long is not left out but refused. pen: how training draws marks.
     `parts` names the parts of the mixture, and `part_N` says of which each sample is, as a number.
     """
 
@@ -109,6 +110,7 @@ class Corpus:
         pen: Pen = Pen(),
     ):
         self.vocabulary, self.config, self.split, self.pen = vocabulary, config, split, pen
+        self._skips = nonmatch == "skip"
         self.features = {name: FeatureReader(artifact, feature_cache) for name, artifact in features.items()}
         bases = bases or {}
         self.columns = {name: Column(reader.spec, bases.get(name)) for name, reader in self.features.items()}
@@ -150,17 +152,28 @@ class Corpus:
             sample = shown(sample, visit, self.pen, self.config.prompts)
         return encode_sample(self.vocabulary, self.config, sample, self.picture(visit.sample), maps)
 
+    def fitting(self, visit: Visit, maps: Mapping[str, Stored] | None = None) -> Example | None:
+        """The same; None where this visit's first turn is too long for the student, unless that is refused."""
+        try:
+            return self.dialogue(visit, maps)
+        except TooLong:
+            if self._skips:
+                return None
+            raise
+
     def maps(self, number: int) -> dict[str, Stored]:
         """The stored features of the sample's picture, by teacher."""
         shard, _, row, _ = self._index[number].tolist()
         return {name: reader.read(shard, row) for name, reader in self.features.items()}
 
     def examples(self, visits: Sequence[Visit]) -> list[Example]:
-        """These visits, in order. Of a remote store many are fetched at once: it is slow to answer, not to send."""
+        """These visits, in order, without those that are too long; what is left out here is left out wherever it is asked for.
+        Of a remote store many are fetched at once: it is slow to answer, not to send."""
+        made = lambda visit: self.fitting(visit, self.maps(visit.sample))  # noqa: E731
         if not self._is_remote:
-            return [self.example(visit) for visit in visits]
+            return list(filter(None, map(made, visits)))
         with ThreadPoolExecutor(FETCHED_AT_ONCE, thread_name_prefix="fetch") as pool:
-            return list(pool.map(self.example, visits))
+            return list(filter(None, pool.map(made, visits)))
 
     def order(self, seed: int, mixture: Mixture) -> Order:
         """Which visit comes at each position of training. ConfigError where the mixture names what is not there."""
@@ -174,8 +187,9 @@ class Corpus:
     def holdings(self) -> np.ndarray:
         """(N, 3): how many turns, masks and prompts each sample has."""
         names, held_N3 = ("turns", "masks", "prompts"), np.zeros((len(self), 3), np.int64)
-        for shard, rows in enumerate(self._samples):
-            here = self._index[:, 0] == shard
+        borders = np.searchsorted(self._index[:, 0], np.arange(len(self._samples) + 1))
+        for rows, (begin, end) in zip(self._samples, pairwise(borders), strict=True):
+            here = slice(begin, end)
             lengths = [pc.list_value_length(rows.column(name)).to_numpy() for name in names]
             held_N3[here] = np.stack(lengths, axis=1)[self._index[here, 1]]
         return held_N3
@@ -239,6 +253,12 @@ def encode_sample(
         features=features,
         sample_id=sample.sample_id,
     )
+
+
+def encode_nothing(vocabulary: Vocabulary, config: StudentConfig) -> Example:
+    """What stands for a micro-batch of which nothing is left: no sample, has no name and teaches nothing, but goes through the
+    student as any other, so that whoever waits for this worker does not wait in vain."""
+    return encode(vocabulary, config.model_copy(update={"max_length": 64}), turns=[("", None)])
 
 
 def encode_question(

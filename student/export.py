@@ -3,13 +3,14 @@
     model.safetensors      the weights, under the reference's names; cut into numbered files with an index where they are large
     tokenizer.json …       the vocabulary, as `transformers.AutoTokenizer.from_pretrained(folder)` reads it
     generation_config.json greedy, to the end of the text
-    README.md              the model card
+    README.md              the model card, written first
     config.json            sizes under Qwen2's names, and the student's config; written last: a folder that has it is whole
 
 There is no class for it in transformers: `read` opens it, and `[base]` starts another student from it.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from student.vocabulary import BASE_TOKENS, Vocabulary, added_tokens
 
 MODEL_TYPE = "pixel_sail"
 CONFIG, CARD, WEIGHTS, INDEX = "config.json", "README.md", "model.safetensors", "model.safetensors.index.json"
+OTHERS = {CONFIG, CARD, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"}
 SHARD_BYTES = 5_000_000_000
 MAX_NEW_TOKENS = 512
 
@@ -36,18 +38,24 @@ MAX_NEW_TOKENS = 512
 def write(folder: Folder, student: PixelSail, vocabulary: Vocabulary, card: str, shard_bytes: int = SHARD_BYTES) -> list[str]:
     """Publish the student in an empty folder; returns the names of the files, in the order in which they came there.
 
-    What an export that was broken off has left, a folder without `config.json`, is replaced.
+    What an export that was broken off has left, its card and no `config.json`, is replaced; nothing else is touched.
     """
     if folder.exists(CONFIG):
         raise ConfigError("there is a model here already", folder.url, "Name another folder, or remove this one.")
-    for name in folder.names():
-        if name == INDEX or name.endswith(".safetensors"):
-            folder.remove(name)
+    left = folder.names()
+    if left and not (CARD in left and all(map(_is_ours, left))):
+        raise ConfigError("something else lies here", folder.url, "Name a new folder.")
+    for name in left:
+        folder.remove(name)
     written: list[str] = []
     for name, data in _files(student, vocabulary, card, shard_bytes):
         folder.write(name, data)
         written.append(name)
     return written
+
+
+def _is_ours(name: str) -> bool:
+    return name in OTHERS or bool(re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", name))
 
 
 def read(folder: Path) -> tuple[PixelSail, Vocabulary]:
@@ -63,13 +71,13 @@ def read(folder: Path) -> tuple[PixelSail, Vocabulary]:
 
 
 def _files(student: PixelSail, vocabulary: Vocabulary, card: str, shard_bytes: int) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of every file, what makes the folder count last."""
+    """(name, bytes) of every file: first what says whose folder it is, last what makes it count."""
+    yield CARD, card.encode()
     yield from _weights(student.state_dict(), shard_bytes)
     yield "tokenizer.json", vocabulary.to_json().encode()
     yield "tokenizer_config.json", _json(_tokenizer(student.config))
     yield "special_tokens_map.json", _json(_special(student.config))
     yield "generation_config.json", _json(_generation(vocabulary))
-    yield CARD, card.encode()
     yield CONFIG, _json(_config(student, vocabulary))
 
 

@@ -115,6 +115,11 @@ class _Answer:
         if not self.stopped and self.tokens[-1] == vocabulary.seg:
             self.seg_states.append(state_H)
 
+    def forget_unread(self, vocabulary: Vocabulary) -> None:
+        """In the release the token at which an answer is broken off is never read, so a [SEG] there brings no mask."""
+        if not self.stopped and self.tokens[-1:] == [vocabulary.seg]:
+            self.seg_states.pop()
+
 
 def _together(
     model: PixelSail, vocabulary: Vocabulary, examples: Sequence[Example], max_new_tokens: int, pick: Pick
@@ -130,6 +135,9 @@ def _together(
     for _ in range(max_new_tokens):
         if not going.on(model, vocabulary, answers, pick):
             break
+    if model.config.compat == "paper":
+        for answer in answers:
+            answer.forget_unread(vocabulary)
     patches = patch_states(prompt_RH, batch)
     wanted = [each if answer.seg_states else None for each, answer in zip(patches, answers, strict=True)]
     return [
@@ -172,9 +180,9 @@ class _Going:
 
 
 def _prefix_segs(example: Example, vocabulary: Vocabulary) -> list[int]:
-    """Where [SEG] stands in the begun answer: behind the end of the last answer that is given whole, if there is one."""
+    """Where [SEG] stands in the begun answer: behind the end of the last question."""
     tokens = example.tokens_L.tolist()
-    start = max((place for place, token in enumerate(tokens) if token == vocabulary.end_of_text), default=-1)
+    start = max(place for place, token in enumerate(tokens) if token == vocabulary.turn_end)
     return [place for place, token in enumerate(tokens) if token == vocabulary.seg and place > start]
 
 

@@ -1,7 +1,8 @@
 """What the student is trained on: text, masks at sampled points, and the teachers' features. All in fp32.
 
 Sums and the 1e-4 terms are the reference's: they matter at a tolerance of 1e-5. Where its per-micro-batch rules assume one
-sample, the rule here is per sample: a sample with masks has its text loss scaled, its neighbours have not.
+sample, the rule here is per sample: a sample with masks has its text loss scaled, its neighbours have not. And a micro-batch
+weighs as much as it holds. With `compat = "paper"` both rules are the release's.
 
 Shapes: S supervised tokens, n masks or cells of a grid, P points, G samples of one size, K channels of the student, C of the
 teacher, h×w the student's grid.
@@ -55,7 +56,8 @@ class Distillation(nn.Module):
         into = self.into[name]
         shown = [i for i, features in enumerate(batch.features) if name in features]
         if not shown:
-            return sum(parameter.float().sum() for parameter in into.parameters()) * 0.0
+            # From the states too: under fsdp the way back must pass by here on every worker.
+            return sum(tensor.float().sum() for tensor in (output.hidden_RH, *into.parameters())) * 0.0
         student = [_student_map(self.teachers[name].reads, output, batch, i) for i in shown]
         teacher = [batch.features[i][name] for i in shown]
         groups = _grouped(zip(student, teacher, strict=True), lambda pair: (pair[0].shape, pair[1].form))
@@ -88,11 +90,20 @@ def losses(
     return parts | {"total": sum(parts.values()) + output.anchor.float()}
 
 
+def share(size: Tensor, whole: Tensor, pieces: int, config: LossConfig) -> Tensor:
+    """Of each loss, how much of the batch's a micro-batch brings: what it holds of the things that the loss is a mean of.
+
+    size, whole: how many of them the micro-batch and the batch hold. In the release each of the `pieces` micro-batches brings
+    as much as any other, so that a token of a short answer weighs more than one of a long answer.
+    """
+    return torch.full_like(size, 1 / pieces) if config.compat == "paper" else size / whole
+
+
 def lm_loss(output: Output, batch: Batch, config: LossConfig) -> Tensor:
     """Mean over the batch's supervised tokens of the cross-entropy times their sample's weight."""
     next_labels_R = batch.next_labels_R
     supervised_R = next_labels_R != IGNORED
-    has_masks = [len(masks) > 0 for masks in batch.masks]
+    has_masks = [count > 0 for count in batch.taught_masks]
     if config.compat == "paper":
         has_masks = [any(has_masks)] * len(has_masks)
     weights = [config.lm_with_masks if masked else config.lm for masked in has_masks]
@@ -102,10 +113,14 @@ def lm_loss(output: Output, batch: Batch, config: LossConfig) -> Tensor:
 
 
 def mask_losses(output: Output, batch: Batch, config: LossConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(mask, dice) summed over the batch's masks and divided by their number, at points chosen anew each call."""
-    pairs = [(logits, masks) for logits, masks in zip(output.mask_logits, batch.masks, strict=True) if len(masks)]
+    """(mask, dice) summed over the batch's masks and divided by their number, at points chosen anew each call. Masks that are
+    unpaired count for nothing."""
+    asked = [each for each in zip(output.mask_logits, batch.masks, batch.unpaired, strict=True) if len(each[1])]
+    pairs = [(logits, masks) for logits, masks, unpaired in asked if not unpaired]
     groups = _grouped(pairs, lambda pair: (pair[0].shape[1:], pair[1].shape[1:]))
     mask = dice = output.hidden_RH.new_zeros((), dtype=torch.float32)
+    for logits_nhw in (logits for logits, _, unpaired in asked if unpaired):
+        mask = mask + 0.0 * logits_nhw.float().sum()  # the head has a gradient whatever there is to learn
     for group in groups:
         logits_nhw, masks_nHW = (torch.cat(part) for part in zip(*group, strict=True))
         rounding = logits_nhw.dtype if config.compat == "paper" else torch.float32
@@ -113,7 +128,7 @@ def mask_losses(output: Output, batch: Batch, config: LossConfig, generator: tor
         points_nP2 = choose_points(logits_nhw, config, generator)
         at_points = point_losses(*(sample(maps, points_nP2).to(rounding).float() for maps in (logits_nhw, masks_nHW)))
         mask, dice = mask + at_points[0], dice + at_points[1]
-    count = sum(len(masks) for _, masks in pairs) + EPSILON
+    count = sum(batch.taught_masks) + EPSILON
     return config.mask * mask / count, config.dice * dice / count
 
 

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from schemas.errors import SailyardError
 
+SHARED = (SailyardError, OSError, torch.OutOfMemoryError)
 MadeT = TypeVar("MadeT")
 
 
@@ -27,11 +28,12 @@ def worker() -> tuple[int, int]:
 
 
 def on_all(work: Callable[[], MadeT], device: str) -> MadeT:
-    """What `work` makes here. An error of ours on one worker is raised on all of them: none is left waiting for it."""
+    """What `work` makes here. An error of ours on one worker, of its disk or of its memory, is raised on all of them: none is
+    left waiting for it."""
     made, error = [], None
     try:
         made = [work()]
-    except SailyardError as raised:
+    except SHARED as raised:
         error = raised
     if any(anywhere([error is not None], device)):
         error = next(filter(None, gathered(error)))

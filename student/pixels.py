@@ -3,6 +3,7 @@
 Shapes: H, W pixels; h, w patch rows and columns; p patch side. Sizes are (width, height), grids are (h, w).
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -37,11 +38,32 @@ def prompt_patches(
     is first shrunk to whole patches, `patch` pixels a side, by NEAREST, as the release does: it may then mark none, and
     most single points on a large picture do not.
     """
-    (height, width), (h, w) = mask_HW.shape, grid
+    h, w = grid
     if compat == "paper":
         shrunk = Image.fromarray(mask_HW.astype(np.uint8)).resize((w * patch, h * patch), Image.Resampling.NEAREST)
         return np.asarray(shrunk).reshape(h, patch, w, patch).any(axis=(1, 3))
+    return _pixels_held(mask_HW, grid) > 0
+
+
+def give_back(index_hw: np.ndarray, prompts: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
+    """(h, w): `index_hw`, the number of each patch's prompt, with a patch for each prompt that others wholly cover: the one
+    that holds most of its pixels, of those whose owner has another besides. Where there is none the prompt stays hidden.
+
+    prompts: numbers and HW masks, the largest first. The smallest takes first, and of equal patches the first.
+    """
+    given_hw = index_hw.copy()
+    for k, mask_HW in reversed(prompts):
+        if not (given_hw == k).any():
+            _, owner_hw, counts = np.unique(given_hw, return_inverse=True, return_counts=True)
+            held_hw = np.where(counts[owner_hw] > 1, _pixels_held(mask_HW, given_hw.shape), 0)
+            if held_hw.any():
+                given_hw.flat[held_hw.argmax()] = k
+    return given_hw
+
+
+def _pixels_held(mask_HW: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """(h, w): how many of the mask's pixels lie in each patch."""
+    (height, width), (h, w) = mask_HW.shape, grid
     y, x = np.nonzero(mask_HW)
-    flags_hw = np.zeros(grid, bool)
-    flags_hw[(2 * y + 1) * h // (2 * height), (2 * x + 1) * w // (2 * width)] = True
-    return flags_hw
+    places = (2 * y + 1) * h // (2 * height) * w + (2 * x + 1) * w // (2 * width)
+    return np.bincount(places, minlength=h * w).reshape(grid)

@@ -21,7 +21,7 @@ from torch import Tensor
 from schemas.errors import DataError
 from student.config import StudentConfig
 from student.features import Stored
-from student.pixels import patches_of, prompt_patches
+from student.pixels import give_back, patches_of, prompt_patches
 from student.vocabulary import Vocabulary
 
 IGNORED = -100  # a label that the text loss skips
@@ -33,11 +33,16 @@ Turn = tuple[str, str | None]
 Grid = tuple[int, int]
 
 
+class TooLong(DataError):
+    """The first turn does not fit `max_length`."""
+
+
 @dataclass(frozen=True)
 class Example:
     """One encoded sample, in numpy; masks and features keep their own sizes, and features are as they are stored.
 
-    `dropped` counts the turns that `max_length` left out; their masks are left out with them.
+    `dropped` counts the turns that `max_length` left out; their masks are left out with them. In the release it cuts anywhere:
+    then `unpaired` says that some mask lost its [SEG], and none of the sample's masks is learned from.
     """
 
     sample_id: str
@@ -51,6 +56,7 @@ class Example:
     masks_nHW: np.ndarray
     features: Mapping[str, Stored] = field(default_factory=dict)
     dropped: int = 0
+    unpaired: bool = False
 
 
 def encode(
@@ -70,7 +76,8 @@ def encode(
     turns: (question, answer) pairs; the last answer is None where the student is to give it, and `prefix_answer` then
         stands at its beginning, unsupervised. image: HWC uint8 RGB. prompts: (number k, HW bool mask) at the image's size.
     masks: n HW bool arrays at the image's size, one for each [SEG] of the answers, in order. features: by teacher.
-    Raises DataError where [SEG] and masks differ in number, a prompt marks nothing, or the first turn is too long.
+    Raises DataError where [SEG] and masks differ in number, a prompt marks nothing, or the first turn is too long: with
+    `compat = "paper"` a dialogue to learn from is cut on the right instead.
     """
     patches_NP, grid = np.zeros((0, 3 * config.patch**2), np.float32), None
     if image is not None:
@@ -79,15 +86,17 @@ def encode(
     _check_pairs(turns, masks, sample_id)
     _check_sizes(image, [*masks, *(mask for _, mask in prompts)], sample_id)
     pieces = [_turn_pieces(vocabulary, turn, prefix_answer) for turn in turns]
-    kept = _turns_that_fit(pieces, count + 2 if grid else 0, config.max_length, sample_id)
-    tokens, labels = _joined(vocabulary, pieces[:kept], count if grid else None)
-    kept_masks = list(masks)[: sum(_segs(answer) for _, answer in turns[:kept])]
+    asks = bool(turns) and turns[-1][1] is None
+    cuts = config.compat == "paper" and not asks
+    kept = _turns_that_fit(pieces, count + 2 if grid else 0, config.max_length, sample_id=sample_id, cuts=cuts)
+    tokens, labels = _joined(vocabulary, pieces if cuts else pieces[:kept], count if grid else None, config.max_length)
+    kept_masks = list(masks)[: labels.count(vocabulary.seg)]
     block = slice(FIRST_PATCH, FIRST_PATCH + count)
     patch_index_L = np.full(len(tokens), NOT_A_PATCH)
     prompt_index_L = patch_index_L.copy()
     if grid:
         patch_index_L[block] = np.arange(count)
-        drawn = prompts if config.compat == "paper" and turns[-1][1] is None else _largest_first(prompts)
+        drawn = prompts if config.compat == "paper" and asks else _largest_first(prompts)
         prompt_index_L[block] = _prompt_index(drawn, grid, config, sample_id).ravel()
     return Example(
         sample_id=sample_id,
@@ -101,6 +110,7 @@ def encode(
         masks_nHW=np.stack(kept_masks).astype(bool) if kept_masks else np.zeros((0, 1, 1), bool),
         features=features or {},
         dropped=len(turns) - kept,
+        unpaired=cuts and len(kept_masks) < len(masks),
     )
 
 
@@ -144,26 +154,31 @@ def _turn_pieces(vocabulary: Vocabulary, turn: Turn, prefix_answer: str | None) 
     return asked, [*vocabulary.encode(answer.strip()), vocabulary.end_of_text]
 
 
-def _turns_that_fit(pieces: list[tuple[list[int], list[int]]], taken: int, max_length: int, sample_id: str) -> int:
-    """How many leading turns fit behind `taken` tokens; a turn is kept whole or not at all."""
+def _turns_that_fit(
+    pieces: list[tuple[list[int], list[int]]], taken: int, max_length: int, *, sample_id: str, cuts: bool
+) -> int:
+    """How many leading turns fit behind `taken` tokens. A turn is kept whole or not at all; where the release `cuts`, the
+    first may be none that fits, as long as its answer begins."""
     ends = taken + np.cumsum([len(asked) + len(answered) for asked, answered in pieces])
     kept = int((ends <= max_length).sum())
-    if kept == 0:
+    begins = cuts and bool(pieces) and taken + len(pieces[0][0]) < max_length
+    if kept == 0 and not begins:
         what = f"the first turn ends at token {ends[0]} of {max_length}" if len(ends) else "no turns"
-        raise DataError(what, f"sample {sample_id}", "Raise max_length, lower max_side, or leave the sample out.")
+        kind = TooLong if len(ends) else DataError
+        raise kind(what, f"sample {sample_id}", "Raise max_length, lower max_side, or leave the sample out.")
     return kept
 
 
 def _joined(
-    vocabulary: Vocabulary, pieces: list[tuple[list[int], list[int]]], patches: int | None
+    vocabulary: Vocabulary, pieces: list[tuple[list[int], list[int]]], patches: int | None, max_length: int
 ) -> tuple[list[int], list[int]]:
-    """(tokens, labels) of the image block and the turns."""
+    """(tokens, labels) of the image block and the turns, cut on the right."""
     tokens = [] if patches is None else [vocabulary.vision, *[vocabulary.patch] * patches, vocabulary.vision_end]
     labels = [IGNORED] * len(tokens)
     for asked, answered in pieces:
         tokens += asked + answered
         labels += [IGNORED] * len(asked) + answered
-    return tokens, labels
+    return tokens[:max_length], labels[:max_length]
 
 
 def _largest_first(prompts: Sequence[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:
@@ -172,7 +187,8 @@ def _largest_first(prompts: Sequence[tuple[int, np.ndarray]]) -> list[tuple[int,
 
 
 def _prompt_index(prompts: Sequence[tuple[int, np.ndarray]], grid: Grid, config: StudentConfig, sample_id: str) -> np.ndarray:
-    """(h, w): the number of the prompt that covers each patch, the last where several do."""
+    """(h, w): the number of the prompt that covers each patch, the last where several do. In the release one that others wholly
+    cover is seen nowhere."""
     index_hw = np.full(grid, NO_PROMPT)
     for k, mask_HW in prompts:
         if not 0 <= k < config.prompts:
@@ -180,7 +196,7 @@ def _prompt_index(prompts: Sequence[tuple[int, np.ndarray]], grid: Grid, config:
         if not mask_HW.any():
             raise DataError(f"prompt {k} marks no pixel", f"sample {sample_id}", "Leave out empty regions.")
         index_hw[prompt_patches(mask_HW, grid, patch=config.patch, compat=config.compat)] = k
-    return index_hw
+    return index_hw if config.compat == "paper" else give_back(index_hw, prompts)
 
 
 class Span(NamedTuple):
@@ -200,7 +216,8 @@ class Batch:
     """Samples one behind the other in one row of R tokens, nothing padded; patches of all in one list, into which
     `patch_index_R` points.
 
-    Per sample: its `spans` in the row, `grids` (h, w) or None, `masks` (n, H, W) bool, `features` by teacher.
+    Per sample: its `spans` in the row, `grids` (h, w) or None, `masks` (n, H, W) bool, `features` by teacher, and whether its
+    masks are `unpaired`.
     """
 
     sample_ids: tuple[str, ...]
@@ -214,12 +231,18 @@ class Batch:
     grids: tuple[Grid | None, ...]
     masks: tuple[Tensor, ...]
     features: tuple[Mapping[str, Stored], ...]
+    unpaired: tuple[bool, ...]
     dropped: int = 0
 
     @property
     def next_labels_R(self) -> Tensor:
         """At each place the label of the token after it. A sample's first token has none, so its neighbour's last gets none."""
         return torch.nn.functional.pad(self.labels_R[1:], (0, 1), value=IGNORED)
+
+    @property
+    def taught_masks(self) -> list[int]:
+        """How many of each sample's masks are learned from."""
+        return [0 if unpaired else len(masks) for masks, unpaired in zip(self.masks, self.unpaired, strict=True)]
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with every tensor on `device`."""
@@ -257,6 +280,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         grids=tuple(example.grid for example in examples),
         masks=tuple(torch.from_numpy(example.masks_nHW) for example in examples),
         features=tuple(example.features for example in examples),
+        unpaired=tuple(example.unpaired for example in examples),
         dropped=sum(example.dropped for example in examples),
     )
 

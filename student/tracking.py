@@ -3,19 +3,22 @@
 Measured numbers differ from run to run, so they stay out of the history, of checkpoints and of the artifact.
 """
 
+import logging
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
-from schemas.errors import MissingLibrary
+from schemas.errors import MissingLibrary, Preempted
 from student.flops import peak
 from student.train_config import TrackingConfig
 
 RUN_TAG = "sailyard.run"
+_log = logging.getLogger(__name__)
 
 
 class Pace:
@@ -69,7 +72,13 @@ class Tracker(Protocol):
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, error: BaseException | None) -> None:
+        """error: what ended the run before its end."""
+        ...
+
+
+def _closed(tracker: Tracker, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    tracker.close(error)
 
 
 @contextmanager
@@ -80,7 +89,7 @@ def trackers(config: TrackingConfig, run: str, after: int) -> Iterator[Sequence[
         for place, tracker in ((config.tensorboard, TensorBoard), (config.mlflow, MLflow)):
             if place:
                 made.append(tracker(place, run, after))
-                open_ones.callback(made[-1].close)
+                open_ones.push(partial(_closed, made[-1]))
         yield made
 
 
@@ -98,7 +107,7 @@ class TensorBoard:
         for name, value in numbers.items():
             self.writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None) -> None:
         self.writer.close()
 
 
@@ -109,9 +118,10 @@ class MLflow:
         try:
             from mlflow import MlflowClient
             from mlflow.entities import Metric
+            from mlflow.exceptions import MlflowException
         except ImportError as error:
             raise MissingLibrary(str(error), "train.tracking.mlflow", "pip install 'sailyard[mlflow]'") from None
-        self.client, self.metric = MlflowClient(place), Metric
+        self.client, self.metric, self.failure = MlflowClient(place), Metric, MlflowException
         experiment = self.client.get_experiment_by_name("sailyard")
         number = experiment.experiment_id if experiment else self.client.create_experiment("sailyard")
         found = self.client.search_runs([number], f"tags.`{RUN_TAG}` = '{run}'", max_results=1)
@@ -121,7 +131,16 @@ class MLflow:
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
-        self.client.log_batch(self.id, [self.metric(name, value, now, step) for name, value in numbers.items()])
+        metrics = [self.metric(name, value, now, step) for name, value in numbers.items()]
+        self._told(lambda: self.client.log_batch(self.id, metrics))
 
-    def close(self) -> None:
-        self.client.set_terminated(self.id)
+    def close(self, error: BaseException | None) -> None:
+        status = "FINISHED" if error is None else "KILLED" if isinstance(error, Preempted) else "FAILED"
+        self._told(lambda: self.client.set_terminated(self.id, status))
+
+    def _told(self, tell: Callable[[], None]) -> None:
+        """A server that does not answer costs the numbers on its page, not the run."""
+        try:
+            tell()
+        except self.failure as error:
+            _log.warning("MLflow was not told: %s", error)

@@ -1,7 +1,6 @@
 """From patch states to per-pixel mask features: learned doublings of the grid and the projections around them.
 
-All of it runs channels-last, (G, h, w, d): the linear layers and the norm then need no transposes. Parameter names and
-layouts are those of the reference checkpoint.
+Parameter names and layouts are those of the reference checkpoint.
 """
 
 import copy

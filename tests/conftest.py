@@ -1,5 +1,6 @@
 """What many tests stand on: a seeded generator, and an empty store on the local disk and on a real S3 server."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,12 @@ import numpy as np
 import pytest
 
 from schemas.storage import Folder
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A shell that starts the tests in the background has them ignore SIGINT, and so would all that they interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

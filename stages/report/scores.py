@@ -1,16 +1,21 @@
 """From rows of PREDICTIONS to scores: which mask is held against which, which words against which. The arithmetic is the
-student's own, in `student.metrics`; every score is given in 0 … 1, CIDEr in 0 … 10."""
+student's own, in `student.metrics`; every score is given in 0 … 1, CIDEr in 0 … 10.
+
+A name that ends in `_paper` is of a score counted as the authors' scripts count, with their defects (docs/paper.md): to be held
+against the paper's tables, and against no other score here.
+"""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from schemas.regions import Rle
 from stages.report.reading import Prediction
-from student.metrics.caption import caption_scores, meteor
+from student.metrics.caption import caption_scores, meteor, paper_meteor
 from student.metrics.choice import choice_scores, is_right
 from student.metrics.perbench import overall
-from student.metrics.segmentation import Overlap, overlap, segmentation_scores
+from student.metrics.segmentation import Overlap, overlap, paper_segmentation_scores, segmentation_scores
 
 Scores = dict[str, dict[str, float]]
 
@@ -20,38 +25,46 @@ def of(predictions: Sequence[Prediction], with_meteor: bool = False) -> Scores:
     by_task = {
         task: [row for row in predictions if row.task == task] for task in ("segmentation", "reference", "caption", "choice")
     }
+    by_reference = [overlap_of(row) for row in by_task["reference"]]
     found = {
         "segmentation": segmentation_scores(map(overlap_of, by_task["segmentation"])),
-        "reference": segmentation_scores(map(overlap_of, by_task["reference"])),
+        "reference": segmentation_scores(by_reference) | paper_segmentation_scores(by_reference),
         "caption": _caption(by_task["caption"], with_meteor),
         "choice": choice_scores((row.question, row.expected, row.text) for row in by_task["choice"]),
     }
     scores: Scores = {task: {"count": len(by_task[task])} | found[task] for task in found if by_task[task]}
-    return scores | _overall(scores)
+    return scores | overall_of(scores)
 
 
 def _caption(rows: Sequence[Prediction], with_meteor: bool) -> dict[str, float]:
-    """`meteor_swapped` has prediction and reference in each other's place, as the authors' PerBench script has them."""
-    said, known = [row.text for row in rows], [[row.expected] for row in rows]
-    if not (rows and with_meteor):
-        return caption_scores(said, known)
-    return {"meteor": meteor(said, known), "meteor_swapped": meteor(said, known, swapped=True)} | caption_scores(said, known)
+    said, known = [row.text for row in rows], [row.expected for row in rows]
+    scores = caption_scores(said, [[text] for text in known])
+    if rows and with_meteor:
+        return {"meteor": meteor(said, known), "meteor_paper": paper_meteor(said, known)} | scores
+    return scores
 
 
-def _overall(scores: Scores) -> Scores:
+def overall_of(scores: Scores) -> Scores:
+    """`perbench` of scores counted right, and `perbench_paper` of none but the authors'. Without METEOR there is neither."""
     if not {"caption", "choice", "reference"} <= scores.keys():
         return {}
-    caption = "meteor_swapped" if "meteor_swapped" in scores["caption"] else "rouge_l"
+    if "meteor" in scores["caption"]:
+        return {"overall": {f"perbench{kind}": _mean(scores, "meteor" + kind, kind) for kind in ("", "_paper")}}
+    return {"overall": {"perbench_by_rouge_l": _mean(scores, "rouge_l", "")}}
+
+
+def _mean(scores: Scores, caption: str, kind: str) -> float:
     reference = scores["reference"]
-    score = overall(scores["caption"][caption], scores["choice"]["accuracy"], reference["ciou"], reference["giou"])
-    return {"overall": {f"perbench_by_{caption}": score / 100}}
+    choice, ciou, giou = scores["choice"]["accuracy" + kind], reference["ciou" + kind], reference["giou" + kind]
+    return overall(scores["caption"][caption], choice, ciou, giou) / 100
 
 
 def overlap_of(row: Prediction) -> Overlap:
     """Of the first predicted mask and the first target; what is not there is empty."""
     known = next(iter(row.targets + row.masks), None)
     empty_HW = np.zeros((known.height, known.width) if known else (1, 1), bool)
-    return overlap(_first(row.masks), empty_HW if (target := _first(row.targets)) is None else target)
+    found = overlap(_first(row.masks), empty_HW if (target := _first(row.targets)) is None else target)
+    return replace(found, targets=len(row.targets))
 
 
 def _first(rles: Sequence[Rle]) -> np.ndarray | None:

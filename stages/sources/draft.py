@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from schemas.annotations import Caption, Choice, Expression, Reference
-from schemas.dialogue import Split
+from schemas.dialogue import RESERVED, Split
 from schemas.errors import DataError
 from schemas.regions import Rle, Segment, mask_overlaps
 from stages.sources.config import SourceFile
@@ -130,6 +130,8 @@ def wording(value: Any) -> str:
     """`value` as the text of a statement."""
     if not isinstance(value, str) or not value.strip():
         raise Unusable("text", "it has no text")
+    if found := RESERVED.search(value):
+        raise Unusable("text", f"it says {found[0]}, which has a meaning of its own")
     return value.strip().encode("utf-8", "replace").decode()
 
 

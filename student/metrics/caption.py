@@ -19,6 +19,8 @@ SIGMA = 6.0  # CIDEr-D: how quickly a difference in length costs
 BETA = 1.2  # ROUGE-L: how much more recall weighs than precision
 TINY, SMALL = 1e-15, 1e-9  # BLEU's guards against zero, which its numbers for short texts depend on
 
+_OPENING = re.compile(r"^<Prompt\d+>:\s*")  # of an answer in our samples; the authors' references have none
+
 Words = list[str]
 Vectors = list[dict[tuple[str, ...], float]]  # n-gram -> weight, for n = 1 … GRAMS
 
@@ -113,12 +115,22 @@ def bleu(said: Sequence[Words], known: Sequence[Sequence[Words]]) -> list[float]
     return [float(product ** (1 / (n + 1)) * brevity) for n, product in enumerate(precision)]
 
 
-def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]], swapped: bool = False) -> float:
-    """Mean METEOR (0 … 1) by nltk. swapped: prediction and reference change places, as in the authors' PerBench script."""
-    score = _meteor_score()
-    pairs = [(words(text), [words(other) for other in texts]) for text, texts in zip(predictions, references, strict=True)]
-    one = lambda said, known: max(score([said], other) for other in known) if swapped else score(known, said)  # noqa: E731
-    return float(np.mean([one(*pair) for pair in pairs]))
+def meteor(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Mean METEOR (0 … 1) by nltk, of one prediction and one reference an item."""
+    score, pairs = _meteor_score(), zip(predictions, references, strict=True)
+    return float(np.mean([score([words(known)], words(said)) for said, known in pairs]))
+
+
+def paper_meteor(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """The same as in the authors' PerBench script: prediction and reference have changed places, and words are what stands
+    between blanks, with their punctuation."""
+    score, pairs = _meteor_score(), zip(predictions, references, strict=True)
+    return float(np.mean([score([paper_words(said)], paper_words(_OPENING.sub("", known))) for said, known in pairs]))
+
+
+def paper_words(text: str) -> Words:
+    """What stands between blanks, but for the mark of a prompt and the stop. Of "<Prompt0>: a box" the colon stays."""
+    return re.sub(r"<Prompt\d+>|<\|endoftext\|>", "", text).split()
 
 
 def _meteor_score() -> Callable[[Sequence[Words], Words], float]:

@@ -1,7 +1,7 @@
 """Multiple choice: which lettered option an answer picks, and how often it is the right one.
 
 The authors ask whether the expected text stands anywhere in the answer, so "A" is right in any answer with an A. That count
-is kept for comparison; `correct` reads the option that was picked.
+is kept for comparison, as `accuracy_paper`; `accuracy` reads the option that was picked.
 """
 
 import re
@@ -55,10 +55,10 @@ def is_right(question: str, expected: str, answer: str) -> bool:
 
 
 def choice_scores(items: Iterable[tuple[str, str, str]]) -> dict[str, float]:
-    """accuracy, and accuracy_by_substring as the paper counts, of (question, expected, answer); each 0 … 1."""
+    """accuracy, and accuracy_paper as the authors count, of (question, expected, answer); each 0 … 1."""
     cases = list(items)
     if not cases:
         return {}
     right = sum(is_right(*case) for case in cases)
     within = sum(expected in answer for _, expected, answer in cases)
-    return {"accuracy": right / len(cases), "accuracy_by_substring": within / len(cases)}
+    return {"accuracy": right / len(cases), "accuracy_paper": within / len(cases)}

@@ -1,10 +1,9 @@
 """Scores of masks for expressions: cIoU, gIoU, precision at 0.5, and accuracy at telling whether there is a target.
 
-Masks are bool HW. The first predicted mask of an expression is the one that counts; a missing one counts as empty, and with
-`skip_missing`, as the authors score reasoning and visual-prompt tasks, is left out of cIoU but still a zero in gIoU.
+Masks are bool HW. The first predicted mask of an expression is the one that counts; a missing one counts as empty.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +13,14 @@ CIOU_EPSILON, GIOU_EPSILON = 1e-10, 1e-5
 
 @dataclass(frozen=True)
 class Overlap:
-    """Pixels of one expression: in both masks, in either, in the target; `missing` where nothing was predicted."""
+    """Pixels of one expression: in both masks, in either, in the target; `missing` where nothing was predicted, and the number
+    of `targets`, of which the first is the one."""
 
     intersection: int
     union: int
     target: int
     missing: bool = False
+    targets: int = 1
 
     @property
     def iou(self) -> float:
@@ -36,7 +37,7 @@ def overlap(predicted_HW: np.ndarray | None, target_HW: np.ndarray, ignored_HW: 
     return Overlap(both, either, wanted, missing=predicted_HW is None)
 
 
-def segmentation_scores(overlaps: Iterable[Overlap], skip_missing: bool = False) -> dict[str, float]:
+def segmentation_scores(overlaps: Iterable[Overlap]) -> dict[str, float]:
     """ciou, giou, precision (IoU ≥ 0.5, of expressions with a target), n_acc and t_acc, each in 0 … 1.
 
     n_acc: of the expressions without a target, how many got an empty mask; t_acc: of those with one, how many did not.
@@ -45,10 +46,7 @@ def segmentation_scores(overlaps: Iterable[Overlap], skip_missing: bool = False)
     items = list(overlaps)
     if not items:
         return {}
-    counted = [item for item in items if not (item.missing and skip_missing)]
-    intersection, union = sum(item.intersection for item in counted), sum(item.union for item in counted)
-    ious = [0.0 if item.missing and skip_missing else item.iou for item in items]
-    scores = {"ciou": intersection / (union + CIOU_EPSILON), "giou": float(np.mean(ious))}
+    scores = {"ciou": _ciou(items), "giou": float(np.mean([item.iou for item in items]))}
     aimed, aimless = [item for item in items if item.target], [item for item in items if not item.target]
     if aimed:
         scores["precision"] = float(np.mean([2 * item.intersection >= item.union for item in aimed]))
@@ -56,6 +54,20 @@ def segmentation_scores(overlaps: Iterable[Overlap], skip_missing: bool = False)
     if aimless:
         scores["n_acc"] = float(np.mean([_area(item) == 0 for item in aimless]))
     return scores
+
+
+def paper_segmentation_scores(overlaps: Iterable[Overlap]) -> dict[str, float]:
+    """ciou_paper and giou_paper, as the authors score segmentation by reference: what got no mask is left out of cIoU and is a
+    zero in gIoU, where each IoU is divided by the number of targets, though only the first is looked at."""
+    items = list(overlaps)
+    if not items:
+        return {}
+    ious = [0.0 if item.missing else item.iou / max(item.targets, 1) for item in items]
+    return {"ciou_paper": _ciou([item for item in items if not item.missing]), "giou_paper": float(np.mean(ious))}
+
+
+def _ciou(items: Sequence[Overlap]) -> float:
+    return sum(item.intersection for item in items) / (sum(item.union for item in items) + CIOU_EPSILON)
 
 
 def _area(item: Overlap) -> int:

@@ -1,6 +1,7 @@
 """The curves of a training on its Prefect page: bars and numbers of the steps that were told."""
 
 import base64
+import json
 from typing import Any
 
 import pytest
@@ -41,6 +42,25 @@ def test_the_page_of_a_training_has_its_curves(prefect_server: str, capsys: pyte
 
     training()
     assert any("| lm | `█▅▁` |" in str(artifact.data) for artifact in artifacts("curving-curves-train"))
+
+
+def test_of_each_part_it_is_told_how_many_samples_were_seen(prefect_server: str, capsys: pytest.CaptureFixture[str]):
+    @flow(name="counting")
+    def training() -> None:
+        bar = Bar("counting", "train")
+        with Meter("train", bar.draw, bar.hang, bar.lay) as meter:
+            meter.lay([{"part": "caption", "shown": 6}, {"part": "choice", "shown": 3}], "9 samples an epoch")
+            meter.chart(1, {"lm": 1.0, "seen/caption": 1200, "seen/choice": 600})
+            meter.chart(2, {"lm": 1.0})
+            meter(2, 2, "steps")
+
+    training()
+    (curves,) = artifacts("counting-curves-train")
+    assert "| caption | 1,200 |\n| choice | 600 |" in curves.data
+    assert "seen/" not in curves.data
+    (table,) = artifacts("counting-shown-train")
+    assert json.loads(table.data) == [{"part": "caption", "shown": 6}, {"part": "choice", "shown": 3}]
+    assert "train: 9 samples an epoch\n" in capsys.readouterr().err
 
 
 def artifacts(key: str) -> list[Any]:

@@ -1,6 +1,7 @@
 """`sailyard predict`: marks go in by their pixels, words and masks come out, and what means nothing is told so in a line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from flows.answers import readable
 from flows.cli import app
 from flows.config import Project
 from flows.predict import open_student
+from schemas.artifact import Artifact
 from schemas.config import parse, read_toml
 from schemas.regions import box_mask, intersection_over_union
 from schemas.storage import Folder
@@ -35,6 +37,14 @@ def _threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def exported(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = parse(Project, read_toml(project), str(project))
+    opened, folder = open_student(config, None).student, tmp_path_factory.mktemp("exported")
+    export.write(Folder(str(folder)), opened.model, opened.vocabulary, "")
+    return folder
 
 
 def predict(project: Path, *args: str | Path, image: str | Path = "scene.png", text: str = QUESTION) -> Result:
@@ -133,14 +143,67 @@ def test_any_checkpoint_of_any_store_may_be_asked(project: Path, s3_bucket: str)
         assert (found["text"], found["checkpoint"]["step"]) == (SAYS, STEPS)
 
 
-def test_an_exported_folder_may_be_asked_without_a_run(project: Path, tmp_path: Path):
-    config = parse(Project, read_toml(project), str(project))
-    opened = open_student(config, None).student
-    export.write(Folder(str(tmp_path / "model")), opened.model, opened.vocabulary, "")
-    elsewhere = ["--workspace", tmp_path / "no-run", "--checkpoint", tmp_path / "model"]
+def test_an_exported_folder_may_be_asked_without_a_run(project: Path, exported: Path, tmp_path: Path):
+    elsewhere = ["--workspace", tmp_path / "no-run", "--checkpoint", exported]
     found = answer(project, "--point", HERE, *elsewhere)
     assert found == answer(project, "--point", HERE) | {"checkpoint": found["checkpoint"]}
     assert found["checkpoint"]["step"] is None
+
+
+def bare(project: Path, *args: str | Path) -> Result:
+    """The command without a CONFIG."""
+    words = ["predict", *args, "--image", project.parent / "scene.png", "--text", QUESTION, "--point", HERE, "--json"]
+    words += ["--out", project.parent / "bare", "--max-new-tokens", "16"]
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_a_folder_that_says_what_it_is_needs_no_config(
+    project: Path, exported: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+):
+    runs = project.parent / "runs"
+    newest, far = runs / "train" / f"step-{STEPS:08d}", Folder(f"{s3_bucket}/bare")
+    for path in (*(runs / "vocabulary").iterdir(), *newest.iterdir()):
+        far.write(path.relative_to(runs).as_posix(), path.read_bytes())
+    monkeypatch.chdir(newest.parent)
+    for named in (newest, newest.name, f"{far.url}/train/{newest.name}", exported):
+        done = bare(project, "--checkpoint", named, "--set", "resources.threads=2")
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        assert found == answer(project, "--point", HERE, "--checkpoint", newest) | {"checkpoint": found["checkpoint"]}
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "--checkpoint: there is no CONFIG that says of which run. Name it, or a folder step-"),
+        (["--checkpoint", "40"], "--checkpoint 40: there is no CONFIG"),
+        (["--checkpoint", "runs/train"], "--checkpoint runs/train: no whole checkpoint. Name a folder step-"),
+        (["--checkpoint", "runs/train/step-00000007"], "no whole checkpoint"),
+        (["--checkpoint", "moved/train/step-00000000"], "moved/vocabulary: there is no vocabulary for"),
+        (["--checkpoint", "other/train/step-00000000"], "other/vocabulary: it is another vocabulary than that of"),
+        (["--checkpoint", "runs/train/step-00000000", "--workspace", "runs"], "--workspace runs: it is a project's"),
+        (["--checkpoint", "runs/train/step-00000000", "--set", "train.steps=3"], "--set without a CONFIG: unknown key train"),
+    ],
+)
+def test_a_folder_that_says_too_little_is_told_so_in_a_line(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, args: list[str], says: str
+):
+    for name in ("runs", "moved", "other"):
+        shutil.copytree(project.parent / "runs" / "train" / "step-00000000", tmp_path / name / "train" / "step-00000000")
+    other = Artifact(Folder(str(tmp_path / "other" / "vocabulary")), {"size": 400})
+    other.seal("2020", "2020", {}, code="", packages={})
+    monkeypatch.chdir(tmp_path)
+    done = bare(project, *args)
+    assert done.exit_code in (1, 2)
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "Error:" not in done.stderr, "a fault of ours"
+
+
+def test_the_page_wants_a_config(exported: Path):
+    done = CliRunner().invoke(app, ["predict", "--checkpoint", str(exported), "--serve"])
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "--serve: the page is a project's" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,10 @@ from schemas.features import FeatureSpec
 from schemas.regions import Rle, Segment, VisualPrompt, box_mask
 from schemas.storage import Folder
 from stages.base import Resources
-from stages.report import ReportStage
+from stages.report import ReportStage, scores
 from stages.report.pictures import sheet
+from stages.report.reading import Prediction, Spot
+from stages.report.results import NAMES
 from stages.report.training import read_history, variance
 
 H, W, SHARDS, PICTURES = 48, 64, 2, 6
@@ -231,8 +233,32 @@ def test_the_scores_are_those_computed_by_hand(made):
     assert trained["reference"]["ciou"] == pytest.approx(50 / 150)
     assert trained["caption"]["rouge_l"] == pytest.approx(1.0)
     assert untrained["caption"]["rouge_l"] < 0.5
-    assert trained["choice"] == {"count": 2, "accuracy": 0.5, "accuracy_by_substring": 0.5}
+    assert trained["reference"]["ciou_paper"] == pytest.approx(50 / 150)
+    assert trained["choice"] == {"count": 2, "accuracy": 0.5, "accuracy_paper": 0.5}
     assert trained["overall"]["perbench_by_rouge_l"] == pytest.approx((1 + 0.5 + 1 / 3) / 3, abs=1e-5)
+
+
+def test_the_scores_of_the_paper_are_a_set_of_their_own():
+    spot, two = Spot(0, KEYS[0]), [rle(*BOX), rle(40, 30, 50, 40)]
+    said = {"spot": spot, "question": "Which? A. red B. blue", "expected": "A. red", "targets": [], "masks": []}
+    rows = [
+        Prediction(**said | {"sample_id": "a", "task": "reference", "text": "[SEG]", "targets": two, "masks": two[:1]}),
+        Prediction(**said | {"sample_id": "b", "task": "reference", "text": "none", "targets": two[:1]}),
+        Prediction(**said | {"sample_id": "c", "task": "choice", "text": "B. not the A. red"}),
+        Prediction(**said | {"sample_id": "d", "task": "caption", "text": "A. red"}),
+    ]
+    found = scores.of(rows)
+    keys = ("ciou", "giou", "ciou_paper", "giou_paper")
+    assert [found["reference"][key] for key in keys] == pytest.approx([0.5, 0.5, 1.0, 0.25], abs=1e-4)
+    assert [found["choice"][key] for key in ("accuracy", "accuracy_paper")] == [0.0, 1.0]
+    assert found["overall"] == {"perbench_by_rouge_l": pytest.approx((1 + 0 + 0.5) / 3, abs=1e-4)}, "no METEOR was asked for"
+    with_meteor = {**found, "caption": {"meteor": 0.6, "meteor_paper": 0.3}}
+    assert scores.overall_of(with_meteor)["overall"] == {
+        "perbench": pytest.approx((0.6 + 0.0 + 0.5) / 3, abs=1e-4),
+        "perbench_paper": pytest.approx((0.3 + 1.0 + 0.625) / 3, abs=1e-4),
+    }
+    named = {key for task in (found | with_meteor | scores.overall_of(with_meteor)).values() for key in task}
+    assert named <= {"count", *NAMES}, "each is shown"
 
 
 def test_the_fall_of_a_distillation_loss_is_measured_and_a_failure_explained(made):

@@ -161,6 +161,15 @@ def test_choices_and_references_turn_tags_into_prompts_and_masks():
     assert np.array_equal(asked["reference"].masks[0].mask(), block(1))
 
 
+def test_every_mention_of_a_tag_is_a_mask_and_the_longer_of_two_alike_is_meant():
+    tags = [Tag("obj1", 1), Tag("obj10", 3)]
+    reference = Reference("Which are these?", "obj10 beside obj1, and obj10 again", tags, "evaluation", "vres")
+    (sample,) = samples(SamplesStage(tasks=("reference",)), annotation("k", "evaluation", references=[reference]))
+    assert sample.turns[0].answer == "[SEG] beside [SEG], and [SEG] again"
+    for rle, number in zip(sample.masks, (3, 1, 3), strict=True):
+        assert np.array_equal(rle.mask(), block(number))
+
+
 def test_a_dialogue_points_at_one_object_with_one_prompt():
     tags = [Tag("<a>", 3), Tag("<b>", 1), Tag("<c>", 3)]
     references = [Reference(f"the {n}. right of <a> and <c>", "<b>", tags, "train", "vres") for n in range(3)]

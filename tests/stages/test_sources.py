@@ -238,6 +238,17 @@ def test_bare_masks_stand_for_the_object_they_equal_or_become_one(files: Files):
     assert draft.references == [Reference("what is left of <object1>?", "<object2>", tagged, "train", "v")]
 
 
+@pytest.mark.parametrize("said", ["[SEG]", "<Prompt3>", "<|im_end|>", "</vision>"])
+def test_a_text_that_says_what_has_a_meaning_of_its_own_is_a_fault(files: Files, said: str):
+    caption = {"segmentation": rle(left_half()), "caption": f"a cat {said} on a mat"}
+    files.add("detailed", "d.json", [{"image_name": NAME, "object_annotations": [caption]}], split="evaluation")
+    draft = files.draft()
+    assert not draft.captions
+    (fault,) = draft.faults
+    assert fault.startswith("text: d: ")
+    assert f"it says {said}" in fault
+
+
 # -- files and pickles -------------------------------------------------------------------------------------------------
 
 

@@ -3,9 +3,10 @@
 import io
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,12 @@ from PIL import Image
 from schemas.artifact import Artifact
 from schemas.storage import Folder
 from stages.base import Inputs, Resources
+from stages.looks import Look
 from stages.train import TrainStage
 from stages.vocabulary import FILE
 from student import checkpoint
+from student.data import Corpus
+from student.run import initial_student
 from student.train_config import TrainConfig
 from tests.student.micro import micro_config, micro_vocabulary
 from tests.student.stores import FAST, small_loss, write_store
@@ -134,6 +138,7 @@ class Wall:
 
     def __init__(self) -> None:
         self.pictures: dict[str, bytes] = {}
+        self.tables: list[Any] = []
 
     def __call__(self, done: int, total: int, unit: str, note: str = "") -> None: ...
 
@@ -142,6 +147,9 @@ class Wall:
     def hang(self, png: bytes, title: str) -> None:
         self.pictures[title] = png
 
+    def lay(self, rows: Sequence[Mapping[str, Any]], line: str) -> None:
+        self.tables.append((rows, line))
+
 
 def test_now_and_then_the_student_is_asked_and_what_it_says_is_shown(inputs: Inputs, tmp_path: Path):
     wall, plain = Wall(), output(tmp_path, "plain")
@@ -149,6 +157,9 @@ def test_now_and_then_the_student_is_asked_and_what_it_says_is_shown(inputs: Inp
     stage(steps=4).run(inputs, plain, Resources(executor="local"), quiet)
     titles = [f"What the student says of training pictures after {step} of 4 steps" for step in (2, 4)]
     assert list(wall.pictures) == titles
+    ((rows, line),) = wall.tables
+    assert sorted(row["part"] for row in rows) == ["caption", "choice", "segmentation"]
+    assert line.startswith("18 samples an epoch: ")
     first, last = (np.asarray(Image.open(io.BytesIO(wall.pictures[title]))) for title in titles)
     assert first.shape == last.shape
     assert (first != last).any()
@@ -156,3 +167,15 @@ def test_now_and_then_the_student_is_asked_and_what_it_says_is_shown(inputs: Inp
     unseen = checkpoint.latest(plain.folder)
     assert seen and unseen
     assert all(np.array_equal(value, unseen.model()[name]) for name, value in seen.model().items())
+
+
+def test_what_is_too_long_to_be_asked_is_passed_over(inputs: Inputs):
+    features = {name: inputs[f"features/{name}"] for name in ("sam2", "mask2former")}
+    heights = []
+    for longest in (200, 35, 10):
+        config, vocabulary = micro_config(max_length=longest), micro_vocabulary()
+        parts = {"samples": inputs["samples"], "images": inputs["images"], "features": features}
+        corpus = Corpus(**parts, vocabulary=vocabulary, config=config)
+        png = Look(corpus, count=18)(1, initial_student(config, vocabulary, 0).eval())
+        heights.append(Image.open(io.BytesIO(png)).height)
+    assert heights[0] > heights[1] > heights[2]

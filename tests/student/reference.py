@@ -108,14 +108,32 @@ def tokens_of(raw: Raw, grid: tuple[int, int] | None, vocabulary: Vocabulary) ->
 
 
 def marks(prompts: Sequence[tuple[int, np.ndarray]], grid: tuple[int, int]) -> list[int]:
-    """The prompt of each patch: written from the largest region to the smallest, so that the smallest stays on top."""
+    """The prompt of each patch: written from the largest region to the smallest, so that the smallest stays on top. From the
+    smallest to the largest, one that has been covered wholly then takes a patch back."""
     found = [-2] * (grid[0] * grid[1])
-    for k, mask_HW in sorted(prompts, key=lambda prompt: prompt[1].sum(), reverse=True):
+    ordered = sorted(prompts, key=lambda prompt: prompt[1].sum(), reverse=True)
+    for k, mask_HW in ordered:
         height, width = mask_HW.shape
         for y, x in zip(*np.nonzero(mask_HW), strict=True):
             row, column = int((y + 0.5) * grid[0] / height), int((x + 0.5) * grid[1] / width)
             found[row * grid[1] + column] = k
+    for k, mask_HW in reversed(ordered):
+        if k not in found and (place := best_place(mask_HW, grid, found)) is not None:
+            found[place] = k
     return found
+
+
+def best_place(mask_HW: np.ndarray, grid: tuple[int, int], found: Sequence[int]) -> int | None:
+    """The patch with most of the region's pixels among those whose prompt keeps another, the first of equals."""
+    counts = [0] * len(found)
+    for y, x in zip(*np.nonzero(mask_HW), strict=True):
+        row, column = int((y + 0.5) * grid[0] / mask_HW.shape[0]), int((x + 0.5) * grid[1] / mask_HW.shape[1])
+        counts[row * grid[1] + column] += 1
+    best = None
+    for place, count in enumerate(counts):
+        if count and found.count(found[place]) > 1 and (best is None or count > counts[best]):
+            best = place
+    return best
 
 
 def position(i: int, grid: tuple[int, int] | None) -> tuple[int, int, int]:

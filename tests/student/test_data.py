@@ -129,6 +129,33 @@ def test_several_samples_come_in_the_order_that_was_asked_for(store: Folder, rng
         assert all(torch.equal(example.features[name].values, alone.features[name].values) for name in SPECS)
 
 
+def with_long_answer(samples: Artifact, folder: Folder) -> Artifact:
+    """The samples, of which the caption of the first picture says more than anybody reads."""
+
+    def change(shard: int, rows: pa.Table) -> pa.Table:
+        turns = rows["turns"].to_pylist()
+        if shard == 0:
+            turns[1][0]["answer"] *= 40
+        return with_column(rows, "turns", turns)
+
+    return remade(samples, folder, change)
+
+
+def test_what_is_too_long_is_left_out_and_nothing_else(small_store: Store):
+    samples, short = with_long_answer(small_store.samples, small_store.folder.child("long")), micro_config(max_length=150)
+    corpus = open_corpus(small_store, samples=samples, config=short)
+    visits = [Visit(number) for number in range(4)]
+    assert [example.sample_id for example in corpus.examples(visits)] == [corpus.sample(n).sample_id for n in (0, 2, 3)]
+    assert corpus.examples(visits[1:2]) == []
+    with pytest.raises(DataError, match=f"{corpus.sample(1).sample_id}: the first turn ends at token .* of 150"):
+        open_corpus(small_store, samples=samples, config=short, nonmatch="error").examples(visits)
+    without = remade(
+        samples, small_store.folder.child("bare"), lambda shard, rows: with_column(rows, "masks", [[]] * len(rows))
+    )
+    with pytest.raises(DataError, match=r"2 \[SEG\] in the answers but 0 masks"):
+        open_corpus(small_store, samples=without, config=short).examples(visits[1:])  # segmentation is the last of them
+
+
 def test_the_second_epoch_of_a_remote_store_asks_for_nothing(s3_bucket: str, rng: np.random.Generator, tmp_path: Path):
     folder = Folder(f"{s3_bucket}/{uuid.uuid4().hex}")
     corpus = open_corpus(write_store(folder, rng), feature_cache=Cache(tmp_path, 1 << 20))

@@ -31,7 +31,7 @@ def same(first: PixelSail, second: PixelSail) -> bool:
 def test_what_is_exported_comes_back(tmp_path, tied, shard_bytes):
     student, vocabulary = made(tie_embeddings=tied, recency=0.5), micro_vocabulary()
     names = export.write(Folder(str(tmp_path / "out")), student, vocabulary, "# card", shard_bytes)
-    assert names[-2:] == [export.CARD, export.CONFIG]
+    assert (names[0], names[-1]) == (export.CARD, export.CONFIG)
     assert sorted(names) == sorted(Folder(str(tmp_path / "out")).names())
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")}
     largest = max(tensor.nbytes for tensor in student.state_dict().values())
@@ -85,6 +85,14 @@ def test_half_an_export_does_not_count_and_is_replaced(tmp_path):
     assert same(export.read(tmp_path / "out")[0], made(2))
     with pytest.raises(ConfigError, match="a model here already"):
         export.write(folder, student, micro_vocabulary(), "# card")
+
+
+@pytest.mark.parametrize("name", ["pixel_sail.safetensors", "model.safetensors", "training.safetensors"])
+def test_what_others_have_in_the_folder_stays_there(tmp_path, name):
+    (tmp_path / name).write_bytes(b"theirs")
+    with pytest.raises(ConfigError, match="something else lies here"):
+        export.write(Folder(str(tmp_path)), made(), micro_vocabulary(), "# card")
+    assert (tmp_path / name).read_bytes() == b"theirs"
 
 
 def test_any_storage_will_do():

@@ -1,5 +1,7 @@
 """Answers by cache and by batch are those of a plain loop, and a mask asked for in an answer is the mask of training."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -103,9 +105,9 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(student: PixelSail, questi
     assert (drawn - likely_V).abs().max() < 0.05
 
 
-def saying(student: PixelSail, example: Example, token: int) -> PixelSail:
+def saying(student: PixelSail, example: Example, token: int, **over: Any) -> PixelSail:
     """A student that answers `example` with `token` first: its head reads nothing but the state it has there."""
-    changed = PixelSail(micro_config(), micro_vocabulary(), None)
+    changed = PixelSail(micro_config(**over), micro_vocabulary(), None)
     changed.load_state_dict(student.state_dict())
     with torch.no_grad():
         state = student.states(collate([example]))[-1]
@@ -123,6 +125,19 @@ def test_a_mask_of_the_answer_is_the_mask_of_training(student: PixelSail, rng: n
     assert answer.token_ids == [vocabulary.seg]
     taught = question(rng, "Where?", image=image, turns=[("Where?", "[SEG]")], masks=[square(40, 56, 2, 2, 9)])
     assert torch.allclose(answer.mask_logits_nhw, student(collate([taught])).mask_logits[0], atol=1e-5)
+
+
+def test_in_the_release_a_seg_at_which_the_answer_is_broken_off_brings_no_mask(student: PixelSail, rng: np.random.Generator):
+    asked, vocabulary = question(rng, "Where?", prefix_answer="Here: [SEG] and"), micro_vocabulary()
+    release = saying(student, asked, vocabulary.seg, compat="paper")
+    found = {steps: generate(release, vocabulary, [asked], steps)[0] for steps in (0, 1, 2)}
+    assert [len(found[steps].mask_logits_nhw) for steps in (0, 1)] == [1, 1], "that of the begun answer, which is read"
+    assert found[1].token_ids == [vocabulary.seg]
+    correct = generate(saying(student, asked, vocabulary.seg), vocabulary, [asked], 2)[0]
+    assert correct.token_ids == found[2].token_ids
+    seen, last = correct.token_ids.count(vocabulary.seg), correct.token_ids[-1] == vocabulary.seg
+    assert len(correct.mask_logits_nhw) == 1 + seen
+    assert len(found[2].mask_logits_nhw) == 1 + seen - last
 
 
 @torch.no_grad()

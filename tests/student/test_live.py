@@ -21,7 +21,8 @@ from stages.features import FeaturesStage
 from student.checkpoint import at
 from student.data import Corpus
 from student.features import Column, Stored
-from student.train import METRICS, TrainSetup, train
+from student.run import METRICS, TrainSetup
+from student.train import train
 from student.train_config import TrainConfig
 from teachers.base import Teacher
 from teachers.build import build_teacher

@@ -9,12 +9,17 @@ from torch.nn import functional as F
 from schemas.errors import ConfigError, DataError
 from schemas.features import FeatureSpec
 from student.config import LossConfig, OptimConfig, TeacherLoss
+from student.data import Corpus
 from student.features import Column, Stored
-from student.losses import Distillation, choose_points, lm_loss, losses, mask_losses, point_losses, sample
+from student.losses import Distillation, choose_points, lm_loss, losses, mask_losses, point_losses, sample, share
 from student.model import PixelSail
 from student.optim import check_finite, optimizer, step
-from student.sequence import IGNORED, collate
-from tests.student.micro import micro_config, micro_vocabulary, pointed, spoken
+from student.run import Run, TrainSetup
+from student.saving import Saver
+from student.sequence import IGNORED, collate, encode
+from student.train_config import TrainConfig
+from tests.student.micro import micro_config, micro_vocabulary, picture, pointed, spoken, square
+from tests.student.stores import small_loss
 
 TEACHERS = {
     "sam2": TeacherLoss(reads="patches", weight=0.5),
@@ -145,6 +150,66 @@ def test_in_the_release_one_mask_scales_the_text_of_its_micro_batch(rng, generat
     spoken_alone = collate([spoken()])
     alone = [lm_loss(model(spoken_alone), spoken_alone, loss_config(compat=compat)) for compat in ("correct", "paper")]
     assert float(alone[0]) == float(alone[1])
+
+
+@torch.no_grad()
+def test_in_the_release_every_micro_batch_weighs_alike(rng, generator):
+    model, _ = setup(generator)
+    pieces = [collate([spoken()]), collate([spoken("Why?", "A small blue square beside it, and a red circle.")])]
+    losses_of_pieces = [float(lm_loss(model(piece), piece, loss_config())) for piece in pieces]
+    sizes = [torch.tensor([float((piece.next_labels_R != IGNORED).sum())]) for piece in pieces]
+    whole = collate([spoken(), spoken("Why?", "A small blue square beside it, and a red circle.")])
+    summed = {
+        compat: sum(
+            loss * float(share(size, sum(sizes), len(pieces), loss_config(compat=compat)))
+            for loss, size in zip(losses_of_pieces, sizes, strict=True)
+        )
+        for compat in ("correct", "paper")
+    }
+    assert summed["correct"] == pytest.approx(float(lm_loss(model(whole), whole, loss_config())), rel=1e-5)
+    assert summed["paper"] == pytest.approx(sum(losses_of_pieces) / 2, rel=1e-6)
+    assert sizes[0] < sizes[1] / 2
+    assert summed["paper"] != pytest.approx(summed["correct"], rel=1e-3)
+
+
+def test_a_step_of_the_release_is_the_mean_of_its_micro_batches(small_store):
+    parts = {"samples": small_store.samples, "images": small_store.images, "features": small_store.features}
+    known = {"vocabulary": micro_vocabulary(), "corpus": Corpus(**parts, vocabulary=micro_vocabulary(), config=micro_config())}
+    config = TrainConfig(steps=1, batch=2, micro_batch=1)
+
+    def stepped(compat: str, *numbers: int) -> dict:
+        moved = {"student": micro_config(), "loss": small_loss(compat=compat), "optim": OptimConfig(), "train": config}
+        setup = TrainSetup(**known, **moved, identity={"by": [compat, *numbers]})
+        with Saver() as saver:
+            run = Run.begin(setup, small_store.folder.child(f"{compat}-{numbers}"), saver)
+        return run.step(0, [(place, collate([setup.corpus[number]])) for place, number in enumerate(numbers)])
+
+    alone, together, correct = [stepped("correct", n) for n in (0, 1)], stepped("paper", 0, 1), stepped("correct", 0, 1)
+    for name in ("lm", "distill/sam2"):
+        assert together[name] == pytest.approx(sum(row[name] for row in alone) / 2, rel=1e-5)
+    assert correct["lm"] != pytest.approx(together["lm"], rel=1e-3)
+
+
+def test_masks_of_a_sample_that_was_cut_teach_nothing(rng, generator):
+    model, _ = setup(generator)
+    whole = pointed(rng, 32, 48, 2)
+    seg = np.flatnonzero(whole.labels_L == micro_vocabulary().seg)
+    length = int(seg[1])
+    turns, marks = [(f"Please segment number {k}.", "It is [SEG].") for k in range(2)], [square(32, 48, 2, 2, 8)] * 2
+    config = micro_config(compat="paper", max_length=length)
+    settings = {"turns": turns, "masks": marks, "image": picture(rng, 32, 48), "sample_id": "cut"}
+    cut = collate([encode(micro_vocabulary(), config, **settings)])
+    assert (cut.unpaired, len(cut.masks[0]), len(cut.tokens_R)) == ((True,), 1, length)
+    output = model(cut)
+    assert [float(loss.detach()) for loss in mask_losses(output, cut, loss_config(), generator)] == [0.0, 0.0]
+    same = loss_config(lm_with_masks=1.0)
+    assert float(lm_loss(output, cut, loss_config()).detach()) == float(lm_loss(output, cut, same).detach())
+    sum(mask_losses(output, cut, loss_config(), generator)).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.seg_token_projector.parameters())
+    beside = collate([encode(micro_vocabulary(), config, **settings), whole])
+    both = mask_losses(model(beside), beside, loss_config(), torch.Generator().manual_seed(5))[0]
+    alone = mask_losses(model(collate([whole])), collate([whole]), loss_config(), torch.Generator().manual_seed(5))[0]
+    assert float(both.detach()) == pytest.approx(float(alone.detach()), rel=1e-4)
 
 
 @torch.no_grad()

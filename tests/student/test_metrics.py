@@ -1,15 +1,19 @@
 """Scores on masks and texts small enough to count by hand, and on the numbers of the reference implementations."""
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from schemas.errors import MissingLibrary
-from student.metrics.caption import bleu, caption_scores, cider, meteor, rouge_l, words
+from student.metrics.caption import bleu, caption_scores, cider, meteor, paper_meteor, paper_words, rouge_l, words
 from student.metrics.choice import choice_scores, is_right, options, picked
 from student.metrics.perbench import overall
-from student.metrics.segmentation import overlap, segmentation_scores
+from student.metrics.segmentation import overlap, paper_segmentation_scores, segmentation_scores
 from tests.sample import sample_of
 
 
@@ -36,13 +40,20 @@ def test_an_expression_without_target_wants_an_empty_mask():
     assert scores == {"ciou": 0.0, "giou": pytest.approx(0.5), "n_acc": 0.5}
 
 
-def test_a_missing_mask_counts_as_empty_or_leaves_ciou_alone():
-    pairs = [overlap(None, mask("##. ...")), overlap(mask("##. ..."), mask("##. ..."))]
-    assert segmentation_scores(pairs)["ciou"] == pytest.approx(0.5)
-    skipped = segmentation_scores(pairs, skip_missing=True)
-    assert skipped["ciou"] == pytest.approx(1.0)
-    assert skipped["giou"] == pytest.approx(0.5, abs=1e-4)
-    assert skipped["t_acc"] == 0.5
+def test_a_missing_mask_counts_as_empty():
+    scores = segmentation_scores([overlap(None, mask("##. ...")), overlap(mask("##. ..."), mask("##. ..."))])
+    assert scores["ciou"] == pytest.approx(0.5)
+    assert scores["giou"] == pytest.approx(0.5, abs=1e-4)
+    assert scores["t_acc"] == 0.5
+
+
+def test_the_authors_skip_a_missing_mask_and_divide_by_the_number_of_targets():
+    missing, empty = overlap(None, mask("##. ...")), overlap(None, EMPTY)
+    half, both = overlap(mask("#.. ..."), mask("##. ...")), overlap(mask("##. ..."), mask("##. ..."))
+    scores = paper_segmentation_scores([missing, empty, half, replace(both, targets=2)])
+    assert scores["ciou_paper"] == pytest.approx(3 / 4)
+    assert scores["giou_paper"] == pytest.approx((0 + 0 + 1 / 2 + 1 / 2) / 4, abs=1e-4)
+    assert paper_segmentation_scores([missing]) == {"ciou_paper": 0.0, "giou_paper": 0.0}
 
 
 def test_ignored_pixels_are_in_neither_mask():
@@ -51,7 +62,7 @@ def test_ignored_pixels_are_in_neither_mask():
 
 
 def test_nothing_to_score_is_no_score():
-    assert segmentation_scores([]) == {}
+    assert segmentation_scores([]) == paper_segmentation_scores([]) == {}
     assert choice_scores([]) == {}
     assert caption_scores([], []) == {}
 
@@ -114,12 +125,39 @@ def has_wordnet() -> bool:
 
 
 def test_meteor_scores_or_says_what_is_missing():
-    said, known = ["a red box on a blue ball"], [["a red box"]]
+    said, known = ["a red box on a blue ball"], ["a red box"]
     if has_wordnet():
-        assert meteor(said, known, swapped=True) < meteor(said, known) < 1
+        assert paper_meteor(said, known) < meteor(said, known) < 1
     else:
-        with pytest.raises(MissingLibrary, match="pip install nltk"):
-            meteor(said, known)
+        for each in (meteor, paper_meteor):
+            with pytest.raises(MissingLibrary, match="pip install nltk"):
+                each(said, known)
+
+
+SCORED = """
+import json
+from student.metrics.caption import meteor, paper_meteor
+said, known = ["<Prompt0>: red box on blue ball"], ["<Prompt0>: red box"]
+print(json.dumps([meteor(said, known), paper_meteor(said, known)]))
+"""
+
+
+def test_the_authors_meteor_has_prediction_and_reference_exchanged(tmp_path):
+    """By a WordNet without a word, in a process that finds no other: two words match in one run, with their whole share of one
+    text and 2 of 5 words of the other, or 2 of 6 with the colon."""
+    reader = pytest.importorskip("nltk.corpus.reader.wordnet").WordNetCorpusReader
+    folder = tmp_path / "corpora" / "wordnet"
+    folder.mkdir(parents=True)
+    for name in reader._FILES:
+        (folder / name).touch()
+    settings = os.environ | {"NLTK_DATA": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", SCORED], env=settings, capture_output=True, text=True, check=True)
+    score = lambda precision, recall: precision * recall / (0.9 * precision + 0.1 * recall) * (1 - 0.5 / 2**3)  # noqa: E731
+    assert json.loads(done.stdout) == pytest.approx([score(2 / 5, 1), score(1, 2 / 6)])
+
+
+def test_the_authors_words_are_what_stands_between_blanks():
+    assert paper_words('<Prompt0>: A large, "red" box.<|endoftext|>') == [":", "A", "large,", '"red"', "box."]
 
 
 QUESTION = (
@@ -156,7 +194,8 @@ def test_the_picked_option(answer: str, letter: str | None):
 
 def test_accuracy_reads_the_option_where_the_paper_looks_for_a_substring():
     cases = [(QUESTION, "A", "A. circle"), (QUESTION, "A", "Alas, D. star"), (QUESTION, "B. red circle", "red circle")]
-    assert choice_scores(cases) == {"accuracy": pytest.approx(2 / 3), "accuracy_by_substring": pytest.approx(2 / 3)}
+    assert choice_scores(cases) == {"accuracy": pytest.approx(2 / 3), "accuracy_paper": pytest.approx(2 / 3)}
+    assert choice_scores(cases[1:2]) == {"accuracy": 0.0, "accuracy_paper": 1.0}
     assert [is_right(*case) for case in cases] == [True, False, True]
 
 

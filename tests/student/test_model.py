@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -177,6 +178,21 @@ def test_tokens_one_by_one_give_what_the_whole_gives(rng, generator):
             found = model.next_states(torch.tensor(pair), position + 1 + step, past)
             places = [full.start + span.length + step for span, full in zip(batch.spans, whole.spans, strict=True)]
             torch.testing.assert_close(found, expected[places], **TIGHT)
+
+
+def test_the_picture_first_and_the_text_after_it_give_what_the_whole_gives(rng, generator):
+    """The two phases of the reference (2.6): the image block sees all of itself, then one token after the other."""
+    model, example = student(generator), pointed(rng, 32, 48, 1)
+    whole = collate([example])
+    block, past = whole.spans[0].block, KeyValues()
+    names = ("tokens_L", "labels_L", "patch_index_L", "prompt_index_L", "positions_3L")
+    picture = replace(example, **{name: getattr(example, name)[..., :block] for name in names})
+    with torch.no_grad():
+        expected = model.states(whole)
+        torch.testing.assert_close(model.states(collate([picture]), past), expected[:block], **TIGHT)
+        for i in range(block, len(expected)):
+            found = model.next_states(whole.tokens_R[i : i + 1], whole.positions_3R[0, i : i + 1], past)
+            torch.testing.assert_close(found, expected[i : i + 1], **TIGHT)
 
 
 def test_tensor_names_and_shapes_are_the_checkpoints():

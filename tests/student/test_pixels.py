@@ -3,8 +3,9 @@ import pytest
 from PIL import Image
 
 from schemas.grids import patched_size
-from student.pixels import patches_of, prompt_patches
-from tests.student.micro import picture
+from student.pixels import give_back, patches_of, prompt_patches
+from tests.student.micro import picture, square
+from tests.student.reference import marks
 
 VECTORS = {
     (640, 480): (640, 480),
@@ -80,3 +81,47 @@ def test_without_a_resize_a_patch_is_marked_where_its_own_pixels_are(rng):
     mask = rng.random((24, 32)) < 0.02
     expected = np.array([[mask[r : r + 4, c : c + 4].any() for c in range(0, 32, 4)] for r in range(0, 24, 4)])
     np.testing.assert_array_equal(prompt_patches(mask, (6, 8)), expected)
+
+
+def marked(*prompts: np.ndarray) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+    """The prompts, the largest first, written one upon the other on a grid of 4 by 4 patches of 4 by 4 pixels."""
+    index, numbered = np.full((4, 4), -2), list(enumerate(prompts))
+    for k, mask in numbered:
+        index[prompt_patches(mask, (4, 4))] = k
+    return index, numbered
+
+
+def test_a_prompt_under_another_has_the_patch_of_most_of_its_pixels():
+    below, above = square(16, 16, 2, 2, 5), np.zeros((16, 16), bool)
+    above[[3, 3, 4, 4], [3, 4, 3, 4]] = True  # a pixel in each of the four patches that the prompt below has
+    index, prompts = marked(below, above)
+    assert (index == 0).sum() == 0
+    given = give_back(index, prompts)
+    assert np.argwhere(given == 0).tolist() == [[1, 1]]
+    assert np.argwhere(given == 1).tolist() == [[0, 0], [0, 1], [1, 0]]
+    assert (given == -2).sum() == 12
+    assert (index == 0).sum() == 0, "what was given stays as it was"
+
+
+def test_no_prompt_loses_its_last_patch_and_the_smallest_takes_first():
+    spots = [square(16, 16, 0, 0, side) for side in (4, 3, 2)]
+    alone, prompts = marked(*spots)
+    assert give_back(alone, prompts).tolist() == alone.tolist()
+    wide = np.zeros((16, 16), bool)
+    wide[1, 1:6] = True  # on two patches
+    index, prompts = marked(spots[0], spots[1], wide)
+    given = give_back(index, prompts)
+    assert given[0].tolist() == [1, 2, -2, -2]
+
+
+def test_prompts_upon_each_other_are_given_as_by_plain_loops(rng):
+    given_back = still_hidden = 0
+    for _ in range(60):
+        masks = [square(16, 16, *rng.integers(0, 12, 2), side) for side in (8, 5, 3, 2, 1)]
+        index, prompts = marked(*masks)
+        given = give_back(index, prompts)
+        assert given.ravel().tolist() == marks(prompts, (4, 4))
+        hidden, left = (len({0, 1, 2, 3, 4} - set(each.flat)) for each in (index, given))
+        given_back, still_hidden = given_back + hidden - left, still_hidden + left
+        assert hidden or (given == index).all()
+    assert given_back and still_hidden

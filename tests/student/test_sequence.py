@@ -93,6 +93,30 @@ def test_turns_that_do_not_fit_are_left_out_with_their_masks(rng):
         encode(micro_vocabulary(), micro_config(max_length=len(shorter.tokens_L) - 1), sample_id="s7", **settings)
 
 
+def test_the_release_cuts_a_long_dialogue_anywhere_and_then_learns_none_of_its_masks(rng):
+    settings = {
+        "turns": [("One?", "It is [SEG]."), ("Two?", "[SEG] and red.")],
+        "masks": [square(32, 48, k, k, 5) for k in range(2)],
+        "image": picture(rng, 32, 48),
+        "sample_id": "s7",
+    }
+    whole = encode(micro_vocabulary(), micro_config(), **settings)
+    config_of = lambda length: micro_config(compat="paper", max_length=length)  # noqa: E731
+    release = lambda length: encode(micro_vocabulary(), config_of(length), **settings)  # noqa: E731
+    first, second = np.flatnonzero(whole.labels_L == micro_vocabulary().seg)
+    for length, masks, dropped in [(second + 3, 2, 1), (second + 1, 2, 1), (second, 1, 1), (first + 1, 1, 2), (first, 0, 2)]:
+        cut = release(length)
+        assert (len(cut.masks_nHW), cut.dropped, cut.unpaired) == (masks, dropped, masks < 2)
+        for name in ("tokens_L", "labels_L", "patch_index_L", "prompt_index_L"):
+            np.testing.assert_array_equal(getattr(cut, name), getattr(whole, name)[:length])
+        np.testing.assert_array_equal(cut.positions_3L, whole.positions_3L[:, :length])
+    assert not release(len(whole.tokens_L)).unpaired
+    assert collate([cut, whole]).unpaired == (True, False)
+    begins = np.flatnonzero(whole.labels_L != IGNORED)[0]
+    with pytest.raises(DataError, match=r"sample s7: the first turn ends at token"):
+        release(begins)
+
+
 MASK = square(32, 48, 4, 4, 8)
 REFUSED = {
     r"1 \[SEG\] in the answers but 0 masks": {"turns": [("Where?", "It is [SEG].")]},

@@ -16,17 +16,20 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from schemas.artifact import Artifact
 from schemas.errors import BrokenArtifact, ConfigError, DataError, NonFinite, Preempted, StaleArtifact
 from schemas.storage import Folder
 from schemas.tables import features
 from student import checkpoint
 from student.data import Corpus
+from student.run import METRICS, NONFINITE, Run, TrainSetup, initial_student
 from student.saving import Saver
 from student.sequence import collate
-from student.train import METRICS, NONFINITE, Run, TrainSetup, initial_student, train
+from student.train import train
 from student.train_config import TrainConfig
 from tests.student.micro import micro_config, micro_vocabulary
 from tests.student.stores import FAST, SPECS, Store, feature_rows, sealed, small_loss, write_store
+from tests.student.test_data import with_long_answer
 
 RUN = {"stage": "train", "version": 1}
 TWELVE = TrainConfig(steps=12, batch=4, micro_batch=2, checkpoint_every=5, log_every=1)
@@ -78,7 +81,7 @@ def test_a_run_leaves_its_checkpoints_and_a_line_for_each_step(unbroken: Folder)
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert [row["samples"] for row in rows] == list(range(4, 49, 4))
     losses = ["lm", "mask", "dice", "distill/sam2", "distill/mask2former"]
-    assert list(rows[0]) == ["step", "lr", *losses, "total", "grad_norm", "samples", "tokens", "dropped_turns"]
+    assert list(rows[0]) == ["step", "lr", *losses, "total", "grad_norm", "samples", "tokens", "dropped_turns", "skipped"]
     assert all(row["total"] == pytest.approx(sum(row[name] for name in losses)) for row in rows)
 
 
@@ -101,7 +104,7 @@ def test_a_run_that_is_asked_to_leave_saves_its_step_and_goes_on_from_it(small_s
     assert checkpoint.latest(folder, RUN).step == 4
     told: list[int] = []
     train(open_setup(small_store), folder, lambda row: told.append(row["step"]))
-    assert told == list(range(5, 13))
+    assert told == list(range(4, 13)), "what is shown, and then a row a step"
     assert files(folder) == files(unbroken)
 
 
@@ -117,7 +120,7 @@ def test_a_checkpoint_without_its_state_is_made_again(small_store: Store, unbrok
     unbroken.remove(METRICS)
     told: list[int] = []
     train(open_setup(small_store), unbroken, lambda row: told.append(row["step"]))
-    assert told == [11, 12]
+    assert told == [10, 11, 12]
     assert files(unbroken) == expected
 
 
@@ -233,6 +236,24 @@ def test_turns_that_are_too_long_are_counted(small_store: Store):
     assert checkpoint.latest(folder, RUN).history[0]["dropped_turns"] == dropped
 
 
+SHORT = micro_config(max_length=150)
+
+
+def long_setup(store: Store, config: TrainConfig, **changes: Any) -> TrainSetup:
+    """Over the samples of `with_long_answer`, of which a student that reads so little has to skip one."""
+    samples = Artifact.sealed(store.folder.child("long/samples"))
+    parts = {"samples": samples, "images": store.images, "features": store.features}
+    corpus = Corpus(**parts, vocabulary=micro_vocabulary(), config=SHORT, **changes)
+    return open_setup(store, config, student=SHORT, corpus=corpus)
+
+
+def skipped_in(setup: TrainSetup) -> list[int]:
+    """How often each step meets the sample that is too long, which is the second of the corpus."""
+    order, size = setup.order(), setup.train.batch
+    steps = (order.between(step * size, (step + 1) * size) for step in range(setup.train.steps))
+    return [sum(visit.sample == 1 for visit in visits) for visits in steps]
+
+
 def poisoned(store: Store, rng: np.random.Generator) -> Store:
     """The store with one picture whose SAM 2 feature holds what is not a number."""
     rows = [feature_rows(rng, SPECS["sam2"], artifact["image_key"].to_pylist()) for artifact in store.images.iterate()]
@@ -311,12 +332,13 @@ def group(rank: int, folder: Path) -> Iterator[None]:
 
 
 FOUR = TrainConfig(steps=4, batch=4, micro_batch=2, checkpoint_every=2)
+LONG = TrainConfig(steps=9, batch=2, micro_batch=1)
 ODD = TrainConfig(steps=1, batch=3, micro_batch=1)
 
 
 def worker(rank: int, folder: Path, said: "multiprocessing.Queue[str]") -> None:
-    """As one of two: a good run, one that holds slices and is asked to leave, one of pieces that two cannot share, and one in
-    which some worker meets a bad number, slices or not."""
+    """As one of two: a good run, one that holds slices and is asked to leave, one in which a worker has nothing to learn from
+    for a step, one of pieces that two cannot share, and one in which some worker meets a bad number, slices or not."""
     store = open_store(folder)
     with group(rank, folder):
         train(open_setup(store, FOUR), store.folder.child("two"), nothing)
@@ -326,6 +348,8 @@ def worker(rank: int, folder: Path, said: "multiprocessing.Queue[str]") -> None:
                 train(sliced, store.folder.child("sliced"), nothing, asked_after(steps) if rank == 1 else lambda: False)
         bad = poisoned_by(rank, store, folder)
         bad_sliced = open_setup(bad, TWELVE.model_copy(update={"parallel": "fsdp"}))
+        longer = long_setup(store, LONG.model_copy(update={"parallel": "fsdp"}))
+        train(longer, store.folder.child("long-two"), nothing)
         for name, setup in {"odd": open_setup(store, ODD), "bad": open_setup(bad), "bad-sliced": bad_sliced}.items():
             try:
                 train(setup, store.folder.child(name), nothing)
@@ -334,8 +358,6 @@ def worker(rank: int, folder: Path, said: "multiprocessing.Queue[str]") -> None:
 
 
 def open_store(folder: Path) -> Store:
-    from schemas.artifact import Artifact
-
     root = Folder(str(folder / "store"))
     made = {name: Artifact.sealed(root.child(f"features/{name}"), f"features/{name}") for name in SPECS}
     return Store(root, Artifact.sealed(root.child("images")), Artifact.sealed(root.child("samples")), made)
@@ -350,6 +372,9 @@ def poisoned_by(rank: int, store: Store, folder: Path) -> Store:
 def test_two_workers_learn_what_one_does_and_stop_together(tmp_path: Path, rng: np.random.Generator):
     store = write_store(Folder(str(tmp_path / "store")), rng)
     train(open_setup(store, FOUR), store.folder.child("one"), nothing)
+    with_long_answer(store.samples, store.folder.child("long"))
+    alone = long_setup(store, LONG)
+    train(alone, store.folder.child("long-one"), nothing)
     spawn = multiprocessing.get_context("spawn")
     said = spawn.Queue()
     other = spawn.Process(target=worker, args=(1, tmp_path, said), daemon=True)
@@ -364,6 +389,9 @@ def test_two_workers_learn_what_one_does_and_stop_together(tmp_path: Path, rng: 
         assert [row["samples"] for row in one.history] == [row["samples"] for row in other.history]
         for mine, theirs in zip(one.history, other.history, strict=True):
             assert mine == pytest.approx(theirs, abs=1e-4, rel=1e-3)
+    long_one, long_two = (checkpoint.latest(store.folder.child(name), RUN).history for name in ("long-one", "long-two"))
+    assert [row["skipped"] for row in long_one] == [row["skipped"] for row in long_two] == skipped_in(alone)
+    assert [row["total"] for row in long_one] == pytest.approx([row["total"] for row in long_two], abs=1e-4, rel=1e-3)
     odd, bad = sorted({said.get(timeout=10) for _ in range(6)}, reverse=True)
     assert odd.startswith("train.micro_batch: 3 micro-batches a step cannot be shared by 2 workers")
     assert "loss distill/sam2 = nan" in bad

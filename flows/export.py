@@ -45,7 +45,6 @@ class Exported:
 def export(project: Project, to: str) -> Exported:
     """The student of the newest checkpoint of the project's run, as `to`."""
     from student import checkpoint, export
-    from student.model import PixelSail
 
     made = artifacts(steps_of(project), Folder(project.workspace))
     train = made["train"]
@@ -53,8 +52,7 @@ def export(project: Project, to: str) -> Exported:
     if found is None:
         raise BrokenArtifact("no whole checkpoint", train.where, "Train first: `sailyard run CONFIG`.")
     words = _vocabulary(made["vocabulary"])
-    student = PixelSail(project.student, words, None)
-    student.load_state_dict(found.model())
+    student = found.student(project.student, words)
     return _told(to, export.write(Folder(to), student, words, card(project, made, found)))
 
 

@@ -170,13 +170,11 @@ def _vocabulary_of(found: "Checkpoint", fingerprint: str) -> Artifact:
 
 
 def _loaded(found: "Checkpoint", student: StudentConfig, vocabulary: Artifact) -> Loaded:
-    from student.model import PixelSail
     from student.vocabulary import Vocabulary
 
     words = Vocabulary.from_json(vocabulary.folder.read(FILE).decode())
-    model = PixelSail(student, words, None)
-    model.load_state_dict(found.model())
-    return model, words, {"folder": found.folder.url, "step": found.step, "fingerprint": _state(found)["fingerprint"]}
+    told = {"folder": found.folder.url, "step": found.step, "fingerprint": _state(found)["fingerprint"]}
+    return found.student(student, words), words, told
 
 
 def _state(found: "Checkpoint") -> dict[str, Any]:

@@ -46,6 +46,12 @@ class Checkpoint:
     samples: int
     history: list[Row]
 
+    def student(self, config: StudentConfig, vocabulary: Vocabulary) -> PixelSail:
+        """The network of these sizes with the weights of the checkpoint."""
+        made = PixelSail(config, vocabulary, None)
+        made.load_state_dict(self.model())
+        return made
+
     def model(self) -> dict[str, Tensor]:
         return _read_tensors(self.folder, MODEL)
 
@@ -158,9 +164,7 @@ def open_student(
         raise BrokenArtifact("no whole checkpoint", folder.url, "Train again.")
     if threads:
         torch.set_num_threads(threads)
-    made = PixelSail(config, vocabulary, None)
-    made.load_state_dict(found.model())
-    return made.to(device).eval()
+    return found.student(config, vocabulary).to(device).eval()
 
 
 def _state(place: Folder) -> Row | None:

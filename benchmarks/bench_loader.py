@@ -41,8 +41,10 @@ from schemas.features import FeatureSpec
 from schemas.storage import Folder
 from schemas.tables import Table, feature_row, plain
 from student.config import StudentConfig
-from student.data import Corpus, Order, ahead
-from student.features import Stored
+from student.data.ahead import ahead
+from student.data.corpus import Corpus
+from student.data.features import Stored
+from student.data.mixture import Order
 from student.sequence import Batch, collate
 from student.vocabulary import Vocabulary
 

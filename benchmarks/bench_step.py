@@ -33,15 +33,17 @@ from schemas.features import FeatureSpec
 from schemas.grids import PatchGrid
 from schemas.regions import Rle, box_mask
 from schemas.storage import Folder
-from student import optim
 from student.config import LossConfig, OptimConfig, StudentConfig, TeacherLoss
-from student.data import Corpus, Order, ahead
-from student.features import Stored
+from student.data.ahead import ahead
+from student.data.corpus import Corpus
+from student.data.features import Stored
+from student.data.mixture import Order
+from student.data.visits import Visit
 from student.losses import Distillation
-from student.run import Run, TrainSetup, initial_student
 from student.sequence import Batch, collate
 from student.train_config import TrainConfig
-from student.visits import Visit
+from student.training import optim
+from student.training.run import Run, TrainSetup, initial_student
 from student.vocabulary import Vocabulary
 from teachers.config import Mask2FormerConfig, Sam2Config
 from teachers.mask2former import network as mask2former

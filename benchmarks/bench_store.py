@@ -27,7 +27,7 @@ from schemas.codecs import from_bf16_bits
 from schemas.features import FeatureSpec
 from schemas.storage import Folder
 from schemas.tables import feature_row
-from student.features import FeatureReader
+from student.data.features import FeatureReader
 
 SHAPE = (256, 64, 64)
 SPEC = FeatureSpec(teacher="sam2", layer="image_embed", channels=SHAPE[0], grid=SHAPE[1:])

@@ -9,8 +9,8 @@ photographs and long sides of 64 to 128, where all of the quickstart's are squar
 seen: on a CPU some kernels are compiled for each new size of a batch, and training pays for that too. Where CUDA is, the
 students are the full ones (full_size.py).
 
-MFU is what the student asks for (student/flops.py) in the time of a step, of what one large product of matrices reaches in the
-same precision on the same threads.
+MFU is what the student asks for (student/training/flops.py) in the time of a step, of what one large product of matrices
+reaches in the same precision on the same threads.
 """
 
 import io
@@ -42,10 +42,12 @@ from schemas.grids import PatchGrid
 from schemas.regions import Rle, box_mask
 from schemas.storage import Folder
 from student.config import LossConfig, StudentConfig, TeacherLoss
-from student.data import Corpus, Order, ahead
-from student.flops import training_flops
+from student.data.ahead import ahead
+from student.data.corpus import Corpus
+from student.data.mixture import Order
 from student.model import PixelSail
 from student.sequence import Batch, collate
+from student.training.flops import training_flops
 from student.vocabulary import Vocabulary
 
 QUESTIONS = ("Please segment the small green triangle right of the red cross here.", "Please segment the blue ring here.")

@@ -6,7 +6,7 @@ picture and run at full size. In two things it is made faster than theirs: the l
 the mask has the paper's stride. Weights are random, which costs the same.
 
 A sample is a picture, about 200 tokens of text and two masks. MFU is what the student asks for, forward and backward
-(student/flops.py), in the time of a step, of the dense bfloat16 peak that the maker names.
+(student/training/flops.py), in the time of a step, of the dense bfloat16 peak that the maker names.
 """
 
 import statistics
@@ -24,10 +24,10 @@ from training import DenseStudent, Learner, best_flops
 from schemas.features import FeatureSpec
 from schemas.regions import box_mask
 from student.config import StudentConfig
-from student.features import Column, Stored
-from student.flops import forward_flops, peak, training_flops
+from student.data.features import Column, Stored
 from student.model import PixelSail
 from student.sequence import Example, collate, encode
+from student.training.flops import forward_flops, peak, training_flops
 from student.vocabulary import Vocabulary
 
 STUDENTS = {

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from student import optim
 from student.config import LossConfig, OptimConfig, StudentConfig
-from student.features import Column
+from student.data.features import Column
 from student.losses import Distillation, losses
 from student.model import PixelSail
 from student.sequence import IGNORED, NOT_A_PATCH, Batch, Example
 from student.sight import KeyValues, attend
+from student.training import optim
 from student.vocabulary import Vocabulary
 
 RATE = 1e-5  # small: every contender takes many steps on few batches

@@ -19,12 +19,12 @@ from stages.vocabulary import FILE
 from stages.weights import random_weights_note
 
 if TYPE_CHECKING:
-    from student.checkpoint import Checkpoint
+    from student.training.checkpoint import Checkpoint
     from student.vocabulary import Vocabulary
 
 LIMITS = """\
-- There is no class for it in transformers: `student.export.read(folder)` of Sailyard opens it. The tokenizer is an ordinary
-  one: `transformers.AutoTokenizer.from_pretrained(folder)`.
+- There is no class for it in transformers: `student.weights.export.read(folder)` of Sailyard opens it. The tokenizer is an
+  ordinary one: `transformers.AutoTokenizer.from_pretrained(folder)`.
 - One picture a dialogue; it comes first. A side has at most {side} pixels.
 - It points by `[SEG]`, one mask each, at a stride of {stride} pixels; at most {prompts} regions can be marked in a question.
 - It was held against the evaluation pictures of its own sources alone, if at all. Nothing was looked at for bias or misuse."""
@@ -44,7 +44,8 @@ class Exported:
 
 def export(project: Project, to: str) -> Exported:
     """The student of the newest checkpoint of the project's run, as `to`."""
-    from student import checkpoint, export
+    from student.training import checkpoint
+    from student.weights import export
 
     made = artifacts(steps_of(project), Folder(project.workspace))
     train = made["train"]
@@ -58,9 +59,9 @@ def export(project: Project, to: str) -> Exported:
 
 def bring_in(project: Project, source: str, to: str) -> Exported:
     """A checkpoint of the release, a file or a folder, as `to`; sizes and vocabulary are the project's."""
-    from student import base, convert, export
     from student.model import PixelSail
     from student.vocabulary import Vocabulary
+    from student.weights import base, convert, export
 
     if project.base:
         words = Vocabulary.from_qwen(base.locate(project.base), project.student.prompts)

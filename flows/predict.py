@@ -24,8 +24,8 @@ from student.config import StudentConfig
 
 if TYPE_CHECKING:
     from student.ask import Student
-    from student.checkpoint import Checkpoint
     from student.model import PixelSail
+    from student.training.checkpoint import Checkpoint
     from student.vocabulary import Vocabulary
 
 STEP = "predictions/trained"  # whose resources are taken
@@ -105,7 +105,7 @@ def open_student(project: Project | Machine, checkpoint: str | None) -> Opened:
 
 
 def _exported(path: str) -> Loaded:
-    from student import export
+    from student.weights import export
 
     model, vocabulary = export.read(Path(path))
     folder = Folder(path)
@@ -123,7 +123,7 @@ def _of_run(project: Project, checkpoint: str | None) -> Loaded:
 
 
 def _checkpoint(train: Folder, wanted: str | None) -> "Checkpoint":
-    from student.checkpoint import at, latest, steps
+    from student.training.checkpoint import at, latest, steps
 
     if wanted is None:
         found = latest(train)
@@ -141,7 +141,7 @@ def _checkpoint(train: Folder, wanted: str | None) -> "Checkpoint":
 
 
 def _in_folder(named: str) -> "Checkpoint | None":
-    from student.checkpoint import at
+    from student.training.checkpoint import at
 
     place = re.fullmatch(r"(?:(.*)/)?step-(\d+)", named.rstrip("/"))
     return at(Folder(place[1] or "."), int(place[2])) if place else None
@@ -178,7 +178,7 @@ def _loaded(found: "Checkpoint", student: StudentConfig, vocabulary: Artifact) -
 
 
 def _state(found: "Checkpoint") -> dict[str, Any]:
-    from student.checkpoint import STATE
+    from student.training.checkpoint import STATE
 
     return json.loads(found.folder.read(STATE))
 

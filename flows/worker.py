@@ -29,7 +29,7 @@ def group(
     if "TORCHELASTIC_RUN_ID" not in environment:
         yield project
         return
-    from student import parallel, torchrun
+    from student.training import parallel, torchrun
 
     _check(only, rebuild, int(environment["TORCHELASTIC_MAX_RESTARTS"]))
     mine = _placed(project, int(environment["LOCAL_RANK"]))

@@ -127,7 +127,7 @@ class CertificateStage(JobStage):
 
     def _rows(self, map_Chw: np.ndarray, key: str, bases: Mapping[str, Basis]) -> dict[str, tuple[Any, int]]:
         """codec -> the map as the loader would hand it over, and the bytes of its row."""
-        from student.features import Column, Stored
+        from student.data.features import Column, Stored
 
         rows = {}
         for codec in self._codecs():

@@ -33,7 +33,7 @@ class Look:
 
     def _asked(self, number: int) -> tuple[Sample, np.ndarray, Any] | None:
         """A sample, its picture, and both as a question; None where it is too long."""
-        from student.data import encode_question
+        from student.data.samples import encode_question
         from student.sequence import TooLong
 
         sample, picture = self.corpus.sample(number), self.corpus.picture(number)

@@ -29,7 +29,7 @@ class PredictStage(MapStage):
         return PREDICTIONS
 
     def open(self, resources: Resources, whole: Inputs) -> ShardFunction:
-        from student.checkpoint import open_student
+        from student.training.checkpoint import open_student
         from student.vocabulary import Vocabulary
 
         vocabulary = Vocabulary.from_json(whole["vocabulary"].folder.read(FILE).decode())
@@ -59,7 +59,7 @@ class _Answerer:
         return PREDICTIONS.rows([_row(sample, answers[i]) for i, sample in enumerate(samples)])
 
     def _ask(self, samples: Sequence[Sample], pictures: dict[str, Any], prefix: str | None) -> list[Any]:
-        from student.data import encode_question
+        from student.data.samples import encode_question
         from student.generate import generate
 
         student = self.stage.student

@@ -24,8 +24,8 @@ from stages.executor import in_background, start_ray
 from stages.looks import Look
 from stages.vocabulary import FILE, base_digest
 from student.config import BaseConfig, LossConfig, OptimConfig, StudentConfig
-from student.preemption import listening, pass_on
 from student.train_config import TrainConfig
+from student.training.preemption import listening, pass_on
 
 POLL_SECONDS = 1.0
 LEAVE_SECONDS = 20.0  # how long a group that is asked to leave may take to save; schedulers kill after 30
@@ -78,9 +78,9 @@ class TrainWork:
     resources: Resources
 
     def run(self, report: Any, asked: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-        from student.data import Corpus
-        from student.run import TrainSetup
-        from student.train import train
+        from student.data.corpus import Corpus
+        from student.training.run import TrainSetup
+        from student.training.train import train
         from student.vocabulary import Vocabulary
 
         stage, inputs = self.stage, self.inputs

@@ -9,7 +9,7 @@ from schemas.tables import Table
 from stages.base import Inputs, JobStage, Outcome, Progress, Resources
 from stages.weights import ABSENT
 from student.config import BaseConfig
-from student.published import TOKENIZER_FILES
+from student.weights.published import TOKENIZER_FILES
 
 FILE = "tokenizer.json"
 
@@ -48,8 +48,8 @@ class VocabularyStage(JobStage):
         return Outcome({"tokens": len(vocabulary), "texts": len(texts)})
 
     def _take(self, base: BaseConfig, output: Artifact) -> Outcome:
-        from student.base import locate
         from student.vocabulary import Vocabulary
+        from student.weights.base import locate
 
         vocabulary = Vocabulary.from_qwen(locate(base), self.prompts)
         output.folder.write(FILE, vocabulary.to_json().encode())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from student.config import StudentConfig
-from student.features import Column, Stored, Target, resized
+from student.data.features import Column, Stored, Target, resized
 from student.model import PixelSail
 from student.sequence import collate, encode
 from student.vocabulary import Vocabulary

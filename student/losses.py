@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from schemas.errors import ConfigError, DataError
 from student.config import LossConfig, StudentConfig
-from student.features import Column, Stored, Target
+from student.data.features import Column, Stored, Target
 from student.model import Output
 from student.sequence import IGNORED, Batch
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from schemas.errors import DataError
 from student.config import StudentConfig
-from student.features import Stored
+from student.data.features import Stored
 from student.pixels import give_back, patches_of, prompt_patches
 from student.vocabulary import Vocabulary
 

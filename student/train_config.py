@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from schemas.config import Config, execution
 from schemas.marks import Pen
-from student.mixture import Mixture
+from student.data.mixture import Mixture
 
 
 class TrackingConfig(Config):

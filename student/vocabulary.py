@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from schemas.errors import ConfigError, DataError
-from student.published import WORDS, read_tokenizer
+from student.weights.published import WORDS, read_tokenizer
 
 BASE_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<vision>", "<vpatch>", "</vision>")
 

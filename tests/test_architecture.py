@@ -24,7 +24,7 @@ HOMES = {
     "detectron2": ("teachers/mask2former/detectron.py",),
     "mask2former": ("teachers/mask2former/detectron.py",),
     "gradio": ("flows/page.py",),
-    "mlflow": ("student/tracking.py",),
+    "mlflow": ("student/training/tracking.py",),
     "nltk": ("student/metrics/caption.py",),
 }
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))

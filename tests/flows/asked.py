@@ -12,9 +12,9 @@ from flows.graph import artifacts, steps_of
 from schemas.config import parse, read_toml
 from schemas.storage import Folder
 from stages.vocabulary import FILE
-from student.checkpoint import write
 from student.model import PixelSail
 from student.sequence import collate, encode
+from student.training.checkpoint import write
 from tests.student.micro import HEAD, SIZES, micro_vocabulary, picture, square
 
 QUESTION, SAYS = "Please segment <Prompt0>.", "It is [SEG]."

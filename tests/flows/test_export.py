@@ -14,12 +14,13 @@ from schemas.artifact import Artifact
 from schemas.config import parse, read_toml
 from schemas.storage import Folder
 from stages.base import Resources
-from student import checkpoint, convert, export
 from student.model import PixelSail
+from student.training import checkpoint
 from student.vocabulary import Vocabulary
+from student.weights import convert, export
 from tests.flows.conftest import QUICKSTART
 from tests.student.micro import TEXTS
-from tests.student.qwen import write_qwen
+from tests.student.weights.qwen import write_qwen
 
 CONFIG = """
 extends = "{quickstart}"

@@ -13,10 +13,11 @@ from schemas.artifact import Artifact
 from schemas.config import parse, read_toml
 from schemas.dialogue import Sample
 from schemas.storage import Folder
-from student.checkpoint import open_student
 from student.config import StudentConfig
-from student.data import Corpus, encode_question
+from student.data.corpus import Corpus
+from student.data.samples import encode_question
 from student.generate import generate
+from student.training.checkpoint import open_student
 from student.vocabulary import Vocabulary
 from tests.flows.photographs import as_reference, chosen_pictures
 from tests.flows.small import sailyard

@@ -20,7 +20,7 @@ from schemas.artifact import Artifact
 from schemas.config import parse, read_toml
 from schemas.regions import box_mask, intersection_over_union
 from schemas.storage import Folder
-from student import export
+from student.weights import export
 from tests.flows.asked import HEIGHT, POINT, QUESTION, SAYS, SQUARE, STEPS, WIDTH, write_project
 
 HERE = f"{POINT[0]},{POINT[1]}"

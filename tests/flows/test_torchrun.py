@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from schemas.storage import Folder
-from student import checkpoint
+from student.training import checkpoint
 from tests.flows.processes import descendants, is_alive, until
 from tests.flows.small import ROOT, digests, sailyard
 

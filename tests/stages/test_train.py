@@ -18,10 +18,10 @@ from stages.base import Inputs, Resources
 from stages.looks import Look
 from stages.train import TrainStage
 from stages.vocabulary import FILE
-from student import checkpoint
-from student.data import Corpus
-from student.run import initial_student
+from student.data.corpus import Corpus
 from student.train_config import TrainConfig
+from student.training import checkpoint
+from student.training.run import initial_student
 from tests.student.micro import micro_config, micro_vocabulary
 from tests.student.stores import FAST, small_loss, write_store
 

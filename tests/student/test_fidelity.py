@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from schemas.codecs import Basis
 from schemas.features import FeatureSpec
 from schemas.grids import PatchGrid
-from student.features import Column, Stored
+from student.data.features import Column, Stored
 from student.fidelity import Judge, Reading, mean
 from tests.student.micro import micro_config, micro_vocabulary, picture
 

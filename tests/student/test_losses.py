@@ -9,15 +9,15 @@ from torch.nn import functional as F
 from schemas.errors import ConfigError, DataError
 from schemas.features import FeatureSpec
 from student.config import LossConfig, OptimConfig, TeacherLoss
-from student.data import Corpus
-from student.features import Column, Stored
+from student.data.corpus import Corpus
+from student.data.features import Column, Stored
 from student.losses import Distillation, choose_points, lm_loss, losses, mask_losses, point_losses, sample, share
 from student.model import PixelSail
-from student.optim import check_finite, optimizer, step
-from student.run import Run, TrainSetup
-from student.saving import Saver
 from student.sequence import IGNORED, collate, encode
 from student.train_config import TrainConfig
+from student.training.optim import check_finite, optimizer, step
+from student.training.run import Run, TrainSetup
+from student.training.saving import Saver
 from tests.student.micro import micro_config, micro_vocabulary, picture, pointed, spoken, square
 from tests.student.stores import small_loss
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from schemas.features import FeatureSpec
 from schemas.grids import patched_size
 from student.config import LossConfig, StudentConfig, TeacherLoss
-from student.features import Column, Stored
+from student.data.features import Column, Stored
 from student.losses import Distillation, losses
 from student.model import Output, PixelSail
 from student.sequence import Batch, Example, collate, encode

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from schemas.errors import DataError
-from student.features import Stored
+from student.data.features import Stored
 from student.sequence import IGNORED, NO_PROMPT, collate, encode, positions
 from tests.student.micro import micro_config, micro_vocabulary, picture, pointed, spoken, square
 

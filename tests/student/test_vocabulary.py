@@ -8,7 +8,7 @@ from schemas.errors import ConfigError, DataError
 from student.vocabulary import Vocabulary, added_tokens
 from tests.sample import sample_of
 from tests.student.micro import TEXTS, micro_vocabulary
-from tests.student.qwen import ADDED, write_tokenizer
+from tests.student.weights.qwen import ADDED, write_tokenizer
 
 
 def test_added_tokens_end_the_vocabulary_in_the_order_of_the_reference():

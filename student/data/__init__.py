@@ -1,0 +1,1 @@
+"""Samples, pictures and features of a store as what the student is shown, and when."""

@@ -1,0 +1,1 @@
+"""How the student learns: alone, or as one of a group of workers."""

@@ -1,0 +1,1 @@
+"""Weights in and out: Qwen2.5, the authors' layout, Hugging Face folders."""

@@ -1,0 +1,73 @@
+"""Blocks that are recomputed, or compiled, give what plain ones give, under the same names."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from student.model import PixelSail
+from student.sequence import collate
+from student.training import blocks
+from tests.student.micro import micro_config, micro_vocabulary, pointed, spoken
+
+
+def learned(student: PixelSail, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    """(logits, gradients) of two batches of other lengths."""
+    sums = []
+    for examples in ([pointed(rng, 48, 64, 2), spoken()], [pointed(rng, 64, 32, 1)]):
+        output = student(collate(examples))
+        masks = [logits.square().mean() for logits in output.mask_logits if logits is not None]
+        (output.logits_SV.square().mean() + sum(masks)).backward()
+        sums.append(output.logits_SV.detach())
+    return torch.cat(sums), {name: parameter.grad for name, parameter in student.named_parameters()}
+
+
+def student() -> PixelSail:
+    return PixelSail(micro_config(), micro_vocabulary(), torch.Generator().manual_seed(0))
+
+
+def test_recomputed_blocks_give_the_same_bits():
+    plain, recomputed = student(), student()
+    blocks.recompute(recomputed.single_transformer.model.layers)
+    assert list(recomputed.state_dict()) == list(plain.state_dict())
+    (one, gradients), (other, again) = (learned(each, np.random.default_rng(0)) for each in (plain, recomputed))
+    assert torch.equal(one, other)
+    assert all(torch.equal(gradient, again[name]) for name, gradient in gradients.items() if gradient is not None)
+
+
+def test_recomputed_blocks_keep_less_for_the_backward_pass():
+    kept = []
+    for recompute in (False, True):
+        made, bytes_of = student(), {}
+        if recompute:
+            blocks.recompute(made.single_transformer.model.layers)
+        batch = collate([pointed(np.random.default_rng(0), 64, 64, 0)])
+
+        def pack(tensor: Tensor, bytes_of: dict[int, int] = bytes_of) -> Tensor:
+            bytes_of[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            made.states(batch)
+        kept.append(sum(bytes_of.values()))
+    assert kept[1] < 0.8 * kept[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_blocks_give_the_same_but_for_rounding(recompute: bool):
+    plain, compiled = student(), student()
+    layers = compiled.single_transformer.model.layers
+    if recompute:
+        blocks.recompute(layers)
+    one, gradients = learned(plain, np.random.default_rng(0))
+    with warnings.catch_warnings():  # the compiler's own, of what it is written with
+        warnings.simplefilter("ignore")
+        blocks.compile_blocks(layers)
+        other, again = learned(compiled, np.random.default_rng(0))
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    for name, gradient in gradients.items():
+        if gradient is not None:
+            torch.testing.assert_close(gradient, again[name], atol=1e-4, rtol=1e-3)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_train import ANSWER, ASKED, QUESTIONS, SIZES, STUDENT, TOLD, VOCABULARY
+from bench_train import ANSWER, ASKED, QUESTIONS, SIZES, TOLD, VOCABULARY
 from harness import Bar, Result, interleaved, main, speed
-from training import Learner
+from training import STUDENT, Learner
 
 from schemas.regions import box_mask
 from student.config import LossConfig

@@ -5,8 +5,9 @@ the transformer decoder that nobody reads; maps are brought to the student's gri
 the default form, bfloat16 on the student's grid. Student, batch, and what threads load ahead are the same in both. The floor is
 the same step over a batch that is already there.
 
-On a CPU, student and teachers are micro networks, and the ratio is theirs. Where CUDA is, the student is the 0.5B one, the
-teachers are SAM 2.1 large and Mask2Former Swin-L at full size; weights are random, which costs the same.
+On a CPU the student is that of the quickstart, the teachers are micro networks, and the ratio is theirs. Where CUDA is, the
+student is the 0.5B one, the teachers are SAM 2.1 large and Mask2Former Swin-L at full size; weights are random, which costs
+the same.
 """
 
 import io
@@ -25,6 +26,7 @@ from harness import Bar, Result, interleaved, main, speed
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from training import STUDENT
 
 from schemas import tables
 from schemas.artifact import Artifact
@@ -81,8 +83,8 @@ class Scale:
 def micro(batch: int) -> Scale:
     return Scale(
         device="cpu",
-        student=StudentConfig(layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=128, max_side=128, mask_dim=16),
-        loss=LossConfig(points=256, distillation=READS),
+        student=STUDENT,
+        loss=LossConfig(points=512, distillation=READS),
         train=TrainConfig(batch=batch, micro_batch=batch),
         sam2=Sam2Config(),
         mask2former=Mask2FormerConfig(),
@@ -241,4 +243,4 @@ def measure(folder: Path, *, pictures: int, batch: int, rounds: int) -> Result:
 
 
 if __name__ == "__main__":
-    main("step", measure, pictures=(16, "pictures"), batch=(4, "pictures a step"), rounds=(30, "steps by each contender"))
+    main("step", measure, pictures=(64, "pictures"), batch=(16, "pictures a step"), rounds=(15, "steps by each contender"))

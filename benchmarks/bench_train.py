@@ -32,7 +32,7 @@ import torch
 from bench_loader import key_of, seal
 from harness import Bar, Result, interleaved, main, speed
 from PIL import Image
-from training import DenseStudent, Learner, best_flops, padded
+from training import STUDENT, DenseStudent, Learner, best_flops, padded
 
 from schemas import tables
 from schemas.artifact import Artifact
@@ -41,7 +41,7 @@ from schemas.features import FeatureSpec
 from schemas.grids import PatchGrid
 from schemas.regions import Rle, box_mask
 from schemas.storage import Folder
-from student.config import LossConfig, StudentConfig, TeacherLoss
+from student.config import LossConfig, TeacherLoss
 from student.data.ahead import ahead
 from student.data.corpus import Corpus
 from student.data.mixture import Order
@@ -55,19 +55,6 @@ ANSWER, ASKED, TOLD = "It is [SEG].", "Please describe the picture.", "A red cro
 VOCABULARY = Vocabulary.train([*QUESTIONS, ANSWER, ASKED, TOLD] * 4, 512, 15)
 TURNS = (8, 2, 8, 7, 5, 1, 8, 3, 2, 6, 8, 4, 1, 2, 8, 7)  # as often as in the quickstart
 SIZES = ((128, 96), (80, 64), (96, 128), (64, 48), (128, 128))  # width, height
-STUDENT = StudentConfig(
-    layers=5,
-    hidden=128,
-    heads=4,
-    kv_heads=4,
-    head_dim=32,
-    ffn=384,
-    rope_theta=100,
-    max_side=128,
-    mask_dim=64,
-    mask_width=64,
-    max_length=512,
-)
 READS = {"sam2": TeacherLoss(reads="patches"), "mask2former": TeacherLoss(reads="mask_features")}
 LOSS = LossConfig(points=512, distillation=READS)
 FEATURES = {

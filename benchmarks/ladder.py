@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/ladder"), help="for all of it (runs/ladder)")
     parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1, help="how many trainings at a time (one a core)")
     chosen = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trainings end with it, each with its step saved
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: trainings end with their step saved
     try:
         found = climb(
             chosen.rungs,
@@ -38,6 +38,9 @@ def main() -> int:
     except SailyardError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: what is done is kept, type it again", file=sys.stderr)
+        return 128 + signal.SIGINT
     print(grid(found.rows()))
     print(f"page: {chosen.folder / PAGE}")
     return 0

@@ -16,12 +16,26 @@ from torch import Tensor
 from student.config import LossConfig, OptimConfig, StudentConfig
 from student.data.features import Column
 from student.losses import Distillation, losses
-from student.model import PixelSail
+from student.model import Decoder, PixelSail
 from student.sequence import IGNORED, NOT_A_PATCH, Batch, Example
 from student.sight import KeyValues, attend
 from student.training import optim
 from student.vocabulary import Vocabulary
 
+# That of the quickstart.
+STUDENT = StudentConfig(
+    layers=5,
+    hidden=128,
+    heads=4,
+    kv_heads=4,
+    head_dim=32,
+    ffn=384,
+    rope_theta=100,
+    max_side=128,
+    mask_dim=64,
+    mask_width=64,
+    max_length=512,
+)
 RATE = 1e-5  # small: every contender takes many steps on few batches
 
 
@@ -50,15 +64,24 @@ def _spelt_out(query_BQLD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, seen_B1
     return (scores + hidden).softmax(dim=-1) @ value
 
 
-class DenseStudent(PixelSail):
-    """The student with that mask, for batches of samples of one length."""
+class DenseDecoder(Decoder):
+    """The decoder with that mask, for batches of samples of one length."""
 
-    def states(self, batch: Batch, past: KeyValues | None = None) -> Tensor:
+    def states(self, batch: Batch, ids_K: Tensor, past: KeyValues | None) -> Tensor:
         self._dense = Dense(batch)
-        return super().states(batch, past)
+        return super().states(batch, ids_K, past)
 
     def _decoded(self, x_RH: Tensor, positions_3R: Tensor, sight: object) -> Tensor:
         return super()._decoded(x_RH, positions_3R, self._dense)
+
+
+class DenseStudent(PixelSail):
+    """The student with that decoder."""
+
+    def __init__(self, config: StudentConfig, vocabulary: Vocabulary, generator: torch.Generator):
+        super().__init__(config, vocabulary, None)
+        self.single_transformer.model = DenseDecoder(config, len(vocabulary))
+        self._initialise(generator)
 
 
 def padded(examples: Sequence[Example], token: int) -> list[Example]:

@@ -252,7 +252,7 @@ def predict(
         if serve:
             from flows.page import served
 
-            with served(predicting.demand_project(project), checkpoint, writing, port) as url:
+            with served(project, checkpoint, writing, port) as url:
                 print(f"ask at {url} (Ctrl-C ends it)", flush=True)
                 signal.pause()
             return

@@ -161,6 +161,9 @@ class Project(Config):
                 raise ValueError(
                     f"features.{name} has grid = 'student', but no loss.distillation.{name} says which cells those are"
                 )
+        for name in self.columns:
+            if self.student.eve and self.columns[name].grid == "student":
+                raise ValueError(f"features.{name}: there is no grid of a student in the layout of EVEv2, set grid = 'native'")
         return self
 
     @property

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LIMITS = """\
 - There is no class for it in transformers: `student.weights.export.read(folder)` of Sailyard opens it. The tokenizer is an
   ordinary one: `transformers.AutoTokenizer.from_pretrained(folder)`.
-- One picture a dialogue; it comes first. A side has at most {side} pixels.
+- One picture a dialogue; it comes first, {size}.
 - It points by `[SEG]`, one mask each, at a stride of {stride} pixels; at most {prompts} regions can be marked in a question.
 - It was held against the evaluation pictures of its own sources alone, if at all. Nothing was looked at for bias or misuse."""
 
@@ -190,7 +190,8 @@ def _lineage(train: Artifact, record: Record | None) -> Iterator[str]:
 
 def _limits(project: Project) -> str:
     student = project.student
-    return LIMITS.format(side=student.max_side, stride=student.mask_stride, prompts=student.prompts)
+    size = f"brought to about {student.eve.side}² pixels" if student.eve else f"a side of at most {student.max_side} pixels"
+    return LIMITS.format(size=size, stride=student.mask_stride, prompts=student.prompts)
 
 
 def _foreign_card(project: Project, source: Path, told: str) -> str:

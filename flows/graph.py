@@ -161,6 +161,7 @@ def _certificates(project: Project) -> Iterator[Step]:
             ladder=_ladder(project, column.codec),
             pictures=project.certificate.pictures,
             basis_pictures=project.certificate.basis_pictures,
+            base=project.base,
         )
         inputs = _same("images", "vocabulary") | _weights(project, column.teacher or name)
         yield Step(f"certificate/{name}", "train_student", stage, inputs)

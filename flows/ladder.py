@@ -151,22 +151,27 @@ def climb(configs: Sequence[Path], *, seeds: int, sets: Sequence[str], folder: P
     upwards = sorted((_there(config) for config in configs), key=lambda config: len(_extended(config)))
     runs = [Run(config, seed, tuple(sets), folder) for seed in range(seeds) for config in upwards]
     _check(runs)
-    for number, run in enumerate(runs):
-        run.borrow(runs[:number])
-        _timed(run, run.shared, tell, Event())
-    stop = Event()
-    with ThreadPoolExecutor(at_once) as pool:
-        trainings = [pool.submit(_timed, run, run.own, tell, stop) for run in runs]
-        try:
-            for training in as_completed(trainings):
-                training.result()
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
+    _carry_out(runs, at_once, tell)
     found = compared(runs)
     (folder / JSON).write_text(json.dumps(found.as_json(), indent=1) + "\n")
     (folder / PAGE).write_text(ladder.page(found))
     return found
+
+
+def _carry_out(runs: Sequence[Run], at_once: int, tell: Tell) -> None:
+    """First what is shared, one run after the other, then the trainings. All of it in threads, which no signal reaches: an
+    interruption comes up here, and leaves nobody's process behind."""
+    stop = Event()
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            for number, run in enumerate(runs):
+                run.borrow(runs[:number])
+                pool.submit(_timed, run, run.shared, tell, stop).result()
+            for training in as_completed([pool.submit(_timed, run, run.own, tell, stop) for run in runs]):
+                training.result()
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
 
 
 def _there(config: Path) -> Path:

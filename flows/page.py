@@ -4,7 +4,7 @@ The picture and its marks live in one canvas (page.js, page.css), whose value is
 and the marks drawn so far, in pixels of the picture. Everything that is asked and drawn is what the command line does.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
@@ -16,9 +16,10 @@ from PIL import Image
 from flows.answers import SHOWN_SIDES, Asked, Writing, colour_of, picture, readable
 from flows.config import Project
 from flows.pointing import drawn
-from flows.predict import Opened, open_student, read_picture
+from flows.predict import Machine, Opened, open_student, read_picture
 from schemas.dialogue import SEG
 from schemas.errors import ConfigError, MissingLibrary, SailyardError
+from schemas.storage import Folder
 from stages.phrases import DETAIL, SEGMENT
 from stages.report import drawing
 
@@ -47,11 +48,12 @@ def library() -> Any:
 
 
 @contextmanager
-def served(project: Project, checkpoint: str | None, writing: Writing, port: int | None) -> Iterator[str]:
+def served(project: Project | Machine, checkpoint: str | None, writing: Writing, port: int | None) -> Iterator[str]:
     """The page on this machine for the length of the block, at the URL that it hands out; without a port, at the first that
     is free from 7860 on."""
     gr = library()
-    page = built(gr, open_student(project, checkpoint), writing, project.name)
+    opened = open_student(project, checkpoint)
+    page = built(gr, opened, writing, name_of(project, opened.checkpoint))
     theme = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:
         _, url, _ = page.launch(
@@ -70,6 +72,14 @@ def served(project: Project, checkpoint: str | None, writing: Writing, port: int
         yield url
     finally:
         page.close(verbose=False)
+
+
+def name_of(project: Project | Machine, checkpoint: Mapping[str, Any]) -> str:
+    """Whom the page asks: the project; without one the exported folder, or the workspace that the step lies in."""
+    if isinstance(project, Project):
+        return project.name
+    names = [name for name in Folder(checkpoint["folder"]).path().split("/") if name]
+    return names[-1] if checkpoint["step"] is None else names[-3:][0]
 
 
 def built(gr: Any, opened: Opened, writing: Writing, name: str) -> Any:

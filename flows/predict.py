@@ -70,13 +70,6 @@ def machine(checkpoint: str | None, sets: Sequence[str], workspace: str | None) 
     return parse(Machine, override({}, sets), "--set without a CONFIG")
 
 
-def demand_project(project: Project | Machine) -> Project:
-    """The page goes by the project's name."""
-    if isinstance(project, Machine):
-        raise ConfigError("the page is a project's, and there is no CONFIG", "--serve", "Name the CONFIG too.")
-    return project
-
-
 @dataclass(frozen=True)
 class Opened:
     """A student, and what is told of where it comes from."""

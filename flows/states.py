@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from schemas.artifact import RECORD, Artifact, Part, Record, read_footer
 from schemas.config import differences, fingerprint
-from schemas.errors import StaleArtifact
+from schemas.errors import BrokenArtifact, StaleArtifact
 
 IDENTITY = "identity.json"
 
@@ -158,6 +158,18 @@ def refuse_stale(artifact: Artifact, state: State, name: str) -> None:
     if state.kind == "stale":
         remedy = f"Run with --rebuild {name} to make it anew, or with another --workspace."
         raise StaleArtifact(state.reason, artifact.where, remedy)
+
+
+def refuse_unready(artifact: Artifact, state: State, needed: Mapping[str, Artifact], name: str, *, anew: bool = False) -> None:
+    """Refuse to begin the step `name`: `StaleArtifact` where what lies here was made under another identity and is not made
+    `anew`; `BrokenArtifact` where something that it needs, by role, is not complete, as happens with `--only`."""
+    if not anew:
+        refuse_stale(artifact, state, name)
+    kinds = {each.name: state_of(each).kind for each in needed.values()}
+    lacking = [f"{each} ({kind})" for each, kind in kinds.items() if kind != "done"]
+    if lacking:
+        remedy = "Make them first: `sailyard run CONFIG`, or with --only and their names."
+        raise BrokenArtifact(f"its inputs are not complete: {', '.join(lacking)}", name, remedy)
 
 
 def clear(artifact: Artifact) -> None:

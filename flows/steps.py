@@ -22,7 +22,7 @@ from flows import pages
 from flows.config import Project
 from flows.graph import Step
 from flows.progress import Meter
-from flows.states import State, StepResult, begin, clear, refuse_stale, state_of
+from flows.states import State, StepResult, begin, clear, refuse_unready, state_of
 from schemas.artifact import Artifact
 from schemas.errors import BrokenArtifact, ConfigError, DataError, MissingLibrary, NonFinite, Preempted, StaleArtifact
 from stages.base import Inputs, JobStage, MapStage, Outcome, Progress
@@ -55,11 +55,10 @@ def make_step(step: Step, artifacts: Mapping[str, Artifact], progress: Progress,
         return StepResult(
             step.name, "reused", f"complete as {output.fingerprint[:8]}", before, _failed(output), 0.0, output.where
         )
-    if rebuild and before.by_inputs:
+    anew = bool(rebuild) and before.by_inputs
+    refuse_unready(output, before, inputs | step.gates_in(artifacts), step.name, anew=anew)
+    if anew:
         clear(output)
-    else:
-        refuse_stale(output, before, step.name)
-    _demand(inputs | step.gates_in(artifacts), step.name)
     started = _now()
     begin(output, inputs)
     outcome = _carry_out(step, artifacts, output, progress)
@@ -88,15 +87,6 @@ def _carry_out(step: Step, artifacts: Mapping[str, Artifact], output: Artifact, 
             return step.stage.run({**inputs, **step.gates_in(artifacts)}, output, step.resources, progress)
         case other:
             raise TypeError(f"{type(other).__name__} is neither a MapStage nor a JobStage")
-
-
-def _demand(inputs: Inputs, name: str) -> None:
-    """Refuse to start on inputs that are not complete, as happens with `--only`."""
-    kinds = {artifact.name: state_of(artifact).kind for artifact in inputs.values()}
-    lacking = [f"{name} ({kind})" for name, kind in kinds.items() if kind != "done"]
-    if lacking:
-        remedy = "Make them first: run without --only, or name them too."
-        raise BrokenArtifact(f"its inputs are not complete: {', '.join(lacking)}", name, remedy)
 
 
 def _why(before: State, rebuild: str) -> str:

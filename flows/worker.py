@@ -10,9 +10,9 @@ from functools import partial
 
 from flows.config import Project
 from flows.graph import Step, artifacts, steps_of
-from flows.states import refuse_stale, state_of
+from flows.states import refuse_unready, state_of
 from schemas.artifact import Artifact
-from schemas.errors import BrokenArtifact, ConfigError
+from schemas.errors import ConfigError
 from schemas.storage import Folder
 from stages.base import JobStage
 
@@ -65,14 +65,11 @@ def _placed(project: Project, local: int) -> Project:
 def _is_wanted(step: Step, made: Made, *, anew: bool) -> bool:
     """Whether there is something to train; what cannot be begun is refused here, on all workers, and nobody waits for one."""
     inputs, output = step.inputs_in(made), made[step.name]
-    for needed in (inputs | step.gates_in(made)).values():
-        if (kind := state_of(needed).kind) != "done":
-            remedy = "Make it first: `sailyard run CONFIG`, without torchrun."
-            raise BrokenArtifact(f"{step.name} is made from {needed.name}, which is {kind}", step.name, remedy)
     state = state_of(output, inputs)
-    if not anew:
-        refuse_stale(output, state, step.name)
-    return anew or state.kind != "done"
+    if state.kind == "done" and not anew:
+        return False
+    refuse_unready(output, state, inputs | step.gates_in(made), step.name, anew=anew)
+    return True
 
 
 def _train(step: Step, made: Made) -> None:

@@ -3,7 +3,7 @@ the same image; `split` says whether a statement may be trained on or is held ou
 
 from dataclasses import dataclass
 
-from schemas.dialogue import Split
+from schemas.dialogue import Split, Turn
 
 
 @dataclass(frozen=True)
@@ -52,5 +52,18 @@ class Reference:
     question: str
     answer: str
     tags: list[Tag]
+    split: Split
+    source: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Questions and answers about an image, each building on those before it. A tag of `pointed` stands for a region that is
+    pointed at, one of `segmented` for a mask in an answer. An empty question asks for a description of the image with a mask
+    for every phrase."""
+
+    turns: list[Turn]
+    pointed: list[Tag]
+    segmented: list[Tag]
     split: Split
     source: str

@@ -2,6 +2,7 @@
 
 A field is *identity* unless it is declared with `execution(...)`. Identity is what the data depends on and is hashed into
 fingerprints; execution is how and where the work is done (paths, workers, batch sizes, devices) and never changes a byte.
+A field that joins a config whose data lie in stores is declared with `later(...)`.
 """
 
 import difflib
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from schemas.errors import ConfigError
 
@@ -24,6 +26,12 @@ def execution(default: Any = ..., **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"execution": True}, **constraints)
 
 
+def later(default: Any, **constraints: Any) -> Any:
+    """A field that came when stores had been made without it: while it has its default it is left out of `identity()`, so that
+    they stay what they are."""
+    return Field(default, json_schema_extra={"later": True}, **constraints)
+
+
 class Config(BaseModel):
     """Base of every config: frozen, and a key it does not know is an error."""
 
@@ -31,12 +39,13 @@ class Config(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The resolved fields that the made data depends on, as JSON types."""
-        fields = type(self).model_fields.items()
-        return {name: _plain(getattr(self, name)) for name, field in fields if not _is_execution(field)}
+        values = {name: (field, getattr(self, name)) for name, field in type(self).model_fields.items()}
+        return {name: _plain(value) for name, (field, value) in values.items() if _counts(field, value)}
 
 
-def _is_execution(field: Any) -> bool:
-    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("execution"))
+def _counts(field: FieldInfo, value: Any) -> bool:
+    said = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    return not (said.get("execution") or (said.get("later") and value == field.default))
 
 
 def _plain(value: Any) -> Any:

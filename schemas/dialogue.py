@@ -7,10 +7,12 @@ from typing import Literal
 
 from schemas.regions import PromptKind, Rle
 
-Task = Literal["segmentation", "caption", "choice", "reference"]
+Task = Literal["segmentation", "caption", "choice", "reference", "conversation"]
 Split = Literal["train", "evaluation"]
 
+IN_ORDER: frozenset[Task] = frozenset({"conversation"})  # whose turns build on one another
 SEG = "[SEG]"
+PHRASE, PHRASE_END = "<p>", "</p>"  # around a phrase of an answer that a mask follows
 # What stands for something in a dialogue, or is a token of its own in it: no text from outside may say it.
 RESERVED = re.compile(r"\[SEG\]|<Prompt\d+>|<NO_Prompt>|<\|\w+\|>|</?vision>|<vpatch>")
 
@@ -44,8 +46,9 @@ class PromptSlot:
 
 @dataclass(frozen=True)
 class Sample:
-    """One dialogue about one image, whose turns stand each on its own. The n-th `[SEG]` of the answers, over all turns,
-    stands for `masks[n]`. `source` is the data set that it is from, empty where it may be from several."""
+    """One dialogue about one image. Its turns stand each on its own, but for tasks that are `IN_ORDER`. The n-th `[SEG]` of the
+    answers, over all turns, stands for `masks[n]`. `source` is the data set that it is from, empty where it may be from
+    several."""
 
     sample_id: str
     image_key: str

@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import numpy as np
 import pyarrow as pa
 
-from schemas.annotations import Caption, Choice, Expression, Reference, Tag
+from schemas.annotations import Caption, Choice, Conversation, Expression, Reference, Tag
 from schemas.codecs import Basis
 from schemas.dialogue import PromptSlot, Split, Task, Turn
 from schemas.features import FeatureSpec
@@ -142,13 +142,14 @@ ANNOTATIONS = Table(
             _field("captions", list[Caption]),
             _field("choices", list[Choice]),
             _field("references", list[Reference]),
+            _nullable("conversations", arrow_type(list[Conversation])),
             _field("faults", list[str]),
             _ERROR,
         ]
     ),
     "parquet",
     "One row a picture: its upright size and what the datasets say about it. `faults` names each statement that could not be "
-    "used.",
+    "used. `conversations` came later than the rest: null, or no column at all, says that there are none.",
 )
 SEGMENTS = Table(
     "segments",
@@ -231,7 +232,7 @@ def feature_row(spec: FeatureSpec, key: str, map_Chw: np.ndarray, basis: Basis |
 
 
 ALL = (IMAGES, ANNOTATIONS, SEGMENTS, PROMPTS, SAMPLES, PREDICTIONS)
-STRUCTS = (Rle, Segment, VisualPrompt, Expression, Caption, Choice, Tag, Reference, Turn, PromptSlot)
+STRUCTS = (Rle, Segment, VisualPrompt, Expression, Caption, Choice, Tag, Reference, Conversation, Turn, PromptSlot)
 WORDS = {"split": Split, "task": Task, "kind": PromptKind}
 
 

@@ -22,7 +22,7 @@ from stages.sources.coco import Address
 from stages.sources.config import CocoSource, SourceFile
 from stages.sources.draft import Draft
 from stages.sources.listing import annotation_digests
-from stages.sources.pages import NOWHERE, Page, pages, place
+from stages.sources.pages import NOWHERE, TEXT_ALONE, Page, pages, place
 
 LOST = ".statements.tmp"  # a temporary name: it is no file of the artifact, and what a killed run leaves is swept up
 MOST_LINES = 1000
@@ -110,6 +110,8 @@ def _met(item: tuple[Address, dict[str, Iterable[Any]]]) -> Iterator[Any]:
 
 def _why_lost(address: Address, spots: int) -> str:
     kind, name = address
+    if address == TEXT_ALONE:
+        return "it has no picture, and text alone is not learned from"
     if address == NOWHERE:
         return "the record does not say which picture it speaks of"
     if spots > 1:
@@ -157,6 +159,7 @@ def _row(picture: dict[str, Any], said: list[Page], files: list[SourceFile]) -> 
         "captions": draft.captions,
         "choices": draft.choices,
         "references": draft.references,
+        "conversations": draft.conversations or None,
         "faults": draft.faults,
         "error": picture["error"],
     }

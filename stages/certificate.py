@@ -15,6 +15,7 @@ import numpy as np
 
 from schemas.artifact import Artifact
 from schemas.codecs import Basis, codec_of
+from schemas.config import later
 from schemas.errors import BrokenArtifact, NonFinite, StageFailed
 from schemas.features import CodecName, FeatureSpec
 from schemas.grids import Grid, PatchGrid, grid_of
@@ -23,7 +24,8 @@ from schemas.tables import Table
 from stages.base import Inputs, JobStage, Outcome, Progress, Resources
 from stages.basis import Moments, some_pictures
 from stages.vocabulary import FILE as VOCABULARY
-from student.config import StudentConfig
+from stages.vocabulary import base_digest
+from student.config import BaseConfig, StudentConfig
 from teachers.base import NetworkConfig
 from teachers.config import TeacherConfig
 
@@ -33,7 +35,8 @@ LADDER = ("bf16", "bf16-zstd", "int8", "pca128-int8", "pca64-int8", "pca32-int8"
 
 class CertificateStage(JobStage):
     """Every codec of the `ladder` on `pictures` pictures, components by a basis that is fitted on `basis_pictures` others.
-    `reads` is the student's tensor that the teacher is held against, in the teacher's own space."""
+    `reads` is the student's tensor that the teacher is held against, in the teacher's own space; the student is one that
+    training would start from, drawn from the seed, with the weights of the `base` where there is one."""
 
     name: str
     teacher: TeacherConfig
@@ -44,6 +47,10 @@ class CertificateStage(JobStage):
     ladder: tuple[CodecName, ...] = LADDER
     pictures: int = 4
     basis_pictures: int = 16
+    base: BaseConfig | None = later(None)
+
+    def outside(self) -> dict[str, str]:
+        return super().outside() | ({"base": base_digest(self.base)} if self.base else {})
 
     def table(self) -> Table | None:
         return None
@@ -72,11 +79,17 @@ class CertificateStage(JobStage):
 
     def _judge(self, vocabulary: Artifact, device: str) -> Any:
         from student.fidelity import Judge
+        from student.training.run import initial_student
         from student.vocabulary import Vocabulary
+        from student.weights.base import load
 
+        words = Vocabulary.from_json(vocabulary.folder.read(VOCABULARY).decode())
+        student = initial_student(self.student, words, self.seed)
+        if self.base:
+            load(student, words, self.base, self.seed)
         return Judge(
-            config=self.student,
-            vocabulary=Vocabulary.from_json(vocabulary.folder.read(VOCABULARY).decode()),
+            student=student,
+            vocabulary=words,
             reads=self.reads,
             channels=self.teacher.feature_channels,
             seed=self.seed,

@@ -10,18 +10,21 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from schemas.annotations import Caption, Choice, Expression, Reference
+from schemas.annotations import Caption, Choice, Conversation, Expression, Reference, Tag
 from schemas.chance import generator
-from schemas.dialogue import SEG, PromptSlot, Sample, Split, Task, Turn, prompt_token
+from schemas.config import later
+from schemas.dialogue import IN_ORDER, SEG, PromptSlot, Sample, Split, Task, Turn, prompt_token
 from schemas.regions import PromptKind, Rle, Segment, VisualPrompt
 from schemas.tables import SAMPLES, Table, plain, revive, without
 from stages import phrases
 from stages.base import Inputs, MapStage, Resources, ShardFunction, Tables
+
+Form = Literal["short", "described", "semantic"]
 
 
 class SamplesStage(MapStage):
@@ -30,7 +33,9 @@ class SamplesStage(MapStage):
     `by_source`: no training dialogue is of several data sets, so that `train.mixture` can tell them apart. `prompt_kinds`:
     what training may point with, drawn anew at every visit; evaluation points with masks. `phrasings` limits the variety
     of questions. `negative_rate`: the chance of a turn about a prompt that is not there. `evaluation_limit`: the most
-    evaluation dialogues that an image may have of one task (0: no limit).
+    evaluation dialogues that an image may have of one task (0: no limit). `forms`: data sets that are not asked about as others
+    of their task: captions and answers that are `short`, expressions that are whole descriptions (`described`) or
+    classes (`semantic`).
     """
 
     tasks: tuple[Task, ...] = ("segmentation", "caption", "choice", "reference")
@@ -41,6 +46,7 @@ class SamplesStage(MapStage):
     prompt_kinds: tuple[PromptKind, ...] = ("mask",)
     negative_rate: float = 0.05
     evaluation_limit: int = 0
+    forms: dict[str, Form] = later({})
     seed: int = 0
 
     def table(self) -> Table:
@@ -58,7 +64,7 @@ class SamplesStage(MapStage):
     def _of_image(self, annotation: dict[str, Any], prompts: dict[str, Any], left_out: Counter[str]) -> Iterator[Sample]:
         writer = _Writer(self, annotation, revive(list[VisualPrompt], prompts["prompts"]))
         failed = annotation["error"] or prompts["error"]
-        splits = {statement["split"] for name, _ in _NAMES.values() for statement in annotation[name]}
+        splits = {statement["split"] for name, _ in _NAMES.values() for statement in annotation.get(name) or []}
         split: Split = "evaluation" if "evaluation" in splits else "train"
         for task in self.tasks:
             said = writer.statements(task)
@@ -67,6 +73,8 @@ class SamplesStage(MapStage):
             asked = [statement for statement, reason in zip(said, reasons, strict=True) if not reason]
             left_out[f"{task}: over evaluation_limit"] += self._over_limit(split, len(asked))
             yield from writer.dialogues(task, split, asked)
+        for task in _NAMES.keys() - set(self.tasks):
+            left_out[f"{task}: not among samples.tasks"] += len(annotation.get(_NAMES[task][0]) or [])
 
     def _over_limit(self, split: Split, count: int) -> int:
         return max(count - self.evaluation_limit, 0) if split == "evaluation" and self.evaluation_limit else 0
@@ -78,6 +86,7 @@ _NAMES: dict[Task, tuple[str, type]] = {
     "caption": ("captions", Caption),
     "choice": ("choices", Choice),
     "reference": ("references", Reference),
+    "conversation": ("conversations", Conversation),
 }
 
 
@@ -88,11 +97,12 @@ class _Writer:
         self.stage, self.annotation, self.key = stage, annotation, annotation["image_key"]
         self.segments = {s.segment_id: s.rle for s in revive(list[Segment], annotation["objects"])}
         self.pointed = {prompt.segment_id: prompt.rle for prompt in prompts if prompt.kind == "mask"}
+        self.empty = {number for number, rle in self.segments.items() if not rle.area}
 
     def statements(self, task: Task) -> list[Any]:
         """What the picture's annotations say for this task."""
         name, cls = _NAMES[task]
-        return revive(list[cls], self.annotation[name])  # type: ignore[valid-type]
+        return revive(list[cls], self.annotation.get(name) or [])  # type: ignore[valid-type]
 
     def why_not(self, statement: Any, split: Split) -> str:
         """Why the statement becomes no dialogue; empty where it does."""
@@ -101,31 +111,57 @@ class _Writer:
         match statement:
             case Expression():
                 return "" if self.segments.keys() >= set(statement.segment_ids) else "it names what is no object"
+            case Reference() | Conversation() if _prompts_needed(statement) > self.stage.prompts:
+                return f"it points with more than {self.stage.prompts} prompts"
             case Reference():
-                pointed = {tag.segment_id for tag in statement.tags}
-                if _prompts_needed(statement) > self.stage.prompts:
-                    return f"it points with more than {self.stage.prompts} prompts"
+                seen = [tag for tag in statement.tags if tag.segment_id not in self.empty or tag.name in statement.question]
+                pointed = {tag.segment_id for tag in seen}
+            case Conversation():
+                if not self.segments.keys() >= {tag.segment_id for tag in statement.segmented}:
+                    return "it names what is no object"
+                pointed = {tag.segment_id for tag in statement.pointed}
             case _:
                 pointed = {statement.segment_id}
         return "" if self.pointed.keys() >= pointed else "its object has no prompt"
+
+    def form(self, statement: Caption | Expression | Conversation) -> Form | None:
+        """What `forms` says of the statement's data set. A source is a data set, or one and a split of its own: `mine/val`."""
+        forms, source = self.stage.forms, statement.source
+        return forms.get(source) or forms.get(source.rpartition("/")[0])
 
     def dialogues(self, task: Task, split: Split, statements: Sequence[Any]) -> Iterator[Sample]:
         rng = generator(self.stage.seed, self.key, task)
         order = rng.permutation(len(statements))
         if split == "evaluation":
             groups = [[statements[i]] for i in np.sort(order[: self.stage.evaluation_limit or None])]
+        elif task in IN_ORDER:
+            groups = [[statement] for statement in statements]
         else:
             groups = self._training_groups([statements[i] for i in order])
         for number, group in enumerate(groups):
             yield self._dialogue(task, split, group, f"{self.key}-{task}-{number}", rng)
 
     def _training_groups(self, statements: Sequence[Any]) -> Iterator[list[Any]]:
-        """The statements of each training dialogue."""
-        if not self.stage.by_source:
-            yield from _groups(statements, self.stage.turns, self.stage.prompts)
-            return
-        for _, alike in groupby(sorted(statements, key=_source), key=_source):
-            yield from _groups(list(alike), self.stage.turns, self.stage.prompts)
+        """The statements of each training dialogue. An object has one short caption in a dialogue: the question for all of them
+        is the same."""
+        sources = [list(statements)]
+        if self.stage.by_source:
+            sources = [list(alike) for _, alike in groupby(sorted(statements, key=_source), key=_source)]
+        for alike in sources:
+            for said in self._rounds(alike):
+                yield from _groups(said, self.stage.turns, self.stage.prompts)
+
+    def _rounds(self, statements: Sequence[Any]) -> Iterator[list[Any]]:
+        """All statements, but of the short captions of an object one in each."""
+        while statements:
+            seen: set[int] = set()
+            now, next_time = [], []
+            for statement in statements:
+                short = isinstance(statement, Caption) and self.form(statement) == "short"
+                (next_time if short and statement.segment_id in seen else now).append(statement)
+                seen |= {statement.segment_id} if short else set()
+            yield now
+            statements = next_time
 
     def _dialogue(self, task: Task, split: Split, group: Sequence[Any], sample_id: str, rng: np.random.Generator) -> Sample:
         draft = _Draft(self, split, rng)
@@ -159,42 +195,62 @@ class _Draft:
             case Expression():
                 self._expression(statement)
             case Caption():
-                self._maybe_negative()
+                asked = phrases.SHORT if self.writer.form(statement) == "short" else phrases.DETAIL
+                self._maybe_negative(asked)
                 token = self._prompt(statement.segment_id)
-                self._turn(self._pick(phrases.DETAIL).format(token), f"{token}: {statement.text}")
+                self._turn(self._pick(asked).format(token), f"{token}: {statement.text}")
             case Choice():
                 token = self._prompt(statement.segment_id)
                 self._turn(phrases.CHOICE.format(token, statement.question), statement.answer)
             case Reference():
                 self._reference(statement)
+            case Conversation():
+                self._conversation(statement)
 
     def _expression(self, statement: Expression) -> None:
         answer = self._pick(phrases.FOUND) if statement.segment_ids else phrases.NO_TARGET
-        phrase = statement.text.strip().lower().removesuffix(".")
-        self._turn(self._pick(phrases.SEGMENT).format(phrase), answer)
+        match self.writer.form(statement):
+            case "described":
+                question = self._pick(phrases.DESCRIBED).format(statement.text)
+            case form:
+                question = self._pick(phrases.SEGMENT).format(statement.text.strip().lower().removesuffix("."))
+                question += f" {phrases.SEMANTIC}" if form == "semantic" else ""
+        self._turn(question, answer)
         self.masks.append(self.writer.target(statement.segment_ids))
 
     def _reference(self, statement: Reference) -> None:
-        """A tag that the question names is pointed at, each other one of the answer is a mask; of two that begin alike the
-        longer is meant."""
-        segments = {tag.name: tag.segment_id for tag in statement.tags}
-        named = re.compile("|".join(map(re.escape, sorted(segments, key=len, reverse=True))) or "(?!)")
-        asked = set(named.findall(statement.question))
-        tokens = {name: self._prompt(segment_id) for name, segment_id in segments.items() if name in asked}
+        """A tag that the question names is pointed at, each other one of the answer is a mask."""
+        asked = set(_names(statement.tags).findall(statement.question))
+        pointed = [tag for tag in statement.tags if tag.name in asked]
+        segmented = [tag for tag in statement.tags if tag.name not in asked]
+        (turn,) = self._untagged([Turn(statement.question, statement.answer)], pointed, segmented)
+        self._turn(turn.question, turn.answer if turn.answer != SEG else phrases.FOUND[0])
 
-        def answered(found: re.Match[str]) -> str:
-            if found[0] not in tokens:
-                self.masks.append(self.writer.target([segments[found[0]]]))
+    def _conversation(self, statement: Conversation) -> None:
+        turns = self._untagged(statement.turns, statement.pointed, statement.segmented)
+        if statement.pointed:
+            self._maybe_negative(phrases.DETAIL)
+        suffix = f" {phrases.IN_A_WORD}" if self.writer.form(statement) == "short" else ""
+        for turn in turns:
+            self._turn((turn.question or self._pick(phrases.GROUNDED)) + suffix, turn.answer)
+
+    def _untagged(self, turns: Sequence[Turn], pointed: Sequence[Tag], segmented: Sequence[Tag]) -> list[Turn]:
+        """The turns with `<PromptK>` for each tag of `pointed`, and `[SEG]` and its mask for each of `segmented`."""
+        tokens = {tag.name: self._prompt(tag.segment_id) for tag in pointed}
+        targets = {tag.name: tag.segment_id for tag in segmented}
+        named = _names([*pointed, *segmented])
+
+        def put(found: re.Match[str]) -> str:
+            if found[0] in targets:
+                self.masks.append(self.writer.target([targets[found[0]]]))
             return tokens.get(found[0], SEG)
 
-        answer = named.sub(answered, statement.answer)
-        question = named.sub(lambda found: tokens[found[0]], statement.question)
-        self._turn(question, answer if answer != SEG else phrases.FOUND[0])
+        return [Turn(named.sub(put, turn.question), named.sub(put, turn.answer)) for turn in turns]
 
-    def _maybe_negative(self) -> None:
+    def _maybe_negative(self, asked: Sequence[str]) -> None:
         if self.split == "train" and self.rng.random() < self.writer.stage.negative_rate and len(self.free) > 1:
             token = prompt_token(self.free.pop())
-            self._turn(self._pick(phrases.DETAIL).format(token), phrases.NEGATIVE.format(token))
+            self._turn(self._pick(asked).format(token), phrases.NEGATIVE.format(token))
 
     def _prompt(self, segment_id: int) -> str:
         """The token that points at the segment: one for the whole dialogue, for of two equal marks one would hide the other."""
@@ -212,6 +268,12 @@ class _Draft:
 
     def _turn(self, question: str, answer: str) -> None:
         self.turns.append(Turn(question, answer))
+
+
+def _names(tags: Sequence[Tag]) -> re.Pattern[str]:
+    """Finds the tags in a text; of two that begin alike the longer is meant."""
+    names = sorted((tag.name for tag in tags), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names)) or "(?!)")
 
 
 def _source(statement: Any) -> str:
@@ -242,5 +304,7 @@ def _prompts_needed(statement: Any) -> int:
             return 2
         case Reference():
             return sum(tag.name in statement.question for tag in statement.tags)
+        case Conversation():
+            return len({tag.segment_id for tag in statement.pointed})
         case _:
             return 1

@@ -25,7 +25,7 @@ from teachers.mask2former.quality import NOBODY, Tally
 if TYPE_CHECKING:
     from teachers.mask2former.learn import Lesson
 
-STATEMENTS = ("expressions", "captions", "choices", "references")
+STATEMENTS = ("expressions", "captions", "choices", "references", "conversations")
 AVERAGED = 20  # steps at either end that the summary takes a mean of
 Labels = Mapping[str, int]
 
@@ -138,7 +138,9 @@ def _scenes(inputs: Inputs) -> Iterator[tuple[bool, Scene]]:
         for row, said in enumerate(told):
             regions = [each for each in revive(list[Segment], said["objects"]) if each.category and not each.is_crowd]
             if regions and not said["error"]:
-                is_evaluated = any(statement["split"] == "evaluation" for name in STATEMENTS for statement in said[name])
+                is_evaluated = any(
+                    statement["split"] == "evaluation" for name in STATEMENTS for statement in said.get(name) or ()
+                )
                 yield is_evaluated, Scene(data[row].as_py(), regions)
 
 

@@ -4,7 +4,15 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.config import Config, execution
+from schemas.config import Config, execution, later
+
+
+class EveConfig(Config):
+    """What the layout of EVEv2 has that Qwen's has not: how many `channels` lie between the two layers that read a patch, and
+    the `side` of the square whose area every picture is brought to."""
+
+    channels: int = Field(default=1024, ge=1)
+    side: int = Field(default=800, ge=1)
 
 
 class StudentConfig(Config):
@@ -19,6 +27,9 @@ class StudentConfig(Config):
     [SEG] at which an answer is broken off brings no mask.
 
     The plain student of the paper has `prompting = "pooled"` (prompts.py) and no upsampler: its `mask_stride` is `patch`.
+
+    With `eve` it is a student in the layout of EVEv2, as the paper's 7B (eve/): other rows, another reader of patches, weights
+    of their own for what is seen. `max_side` means nothing then.
     """
 
     layers: int = Field(default=24, ge=1)
@@ -42,6 +53,7 @@ class StudentConfig(Config):
     recency: float = Field(default=0.0, ge=0)
     max_length: int = Field(default=8192, ge=4)
     compat: Literal["correct", "paper"] = "correct"
+    eve: EveConfig | None = later(None)
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -52,6 +64,18 @@ class StudentConfig(Config):
             f"patch / mask_stride = {self.patch} / {self.mask_stride} must be a power of two": _doublings(self) >= 0,
         }
         broken = [rule for rule, holds in rules.items() if not holds]
+        if broken:
+            raise ValueError("; ".join(broken))
+        return self
+
+    @model_validator(mode="after")
+    def _eve_fits(self) -> Self:
+        rules = {
+            f"patch = {self.patch} must be even, EVEv2 reads it in four": self.patch % 2 == 0,
+            f'prompting = "{self.prompting}" is no part of EVEv2': self.prompting == "injected",
+            f'compat = "{self.compat}" is not known of EVEv2': self.compat == "correct",
+        }
+        broken = [rule for rule, holds in rules.items() if self.eve and not holds]
         if broken:
             raise ValueError("; ".join(broken))
         return self

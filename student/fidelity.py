@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from student.config import StudentConfig
 from student.data.features import Column, Stored, Target, resized
 from student.model import PixelSail
 from student.sequence import collate, encode
@@ -46,12 +45,12 @@ def mean(readings: list[Reading]) -> Reading:
 
 
 class Judge:
-    """A student as it begins, and the linear into a teacher's space."""
+    """A student as it begins, and the linear into a teacher's space, which is drawn from the seed."""
 
-    def __init__(self, *, config: StudentConfig, vocabulary: Vocabulary, reads: str, channels: int, seed: int, device: str):
-        self._config, self._vocabulary, self._reads, self._device = config, vocabulary, reads, device
-        self._student = PixelSail(config, vocabulary, torch.Generator().manual_seed(seed)).to(device)
-        width = config.hidden if reads == "patches" else config.mask_dim
+    def __init__(self, *, student: PixelSail, vocabulary: Vocabulary, reads: str, channels: int, seed: int, device: str):
+        self._config, self._vocabulary, self._reads, self._device = student.config, vocabulary, reads, device
+        self._student = student.to(device)
+        width = self._config.hidden if reads == "patches" else self._config.mask_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._into = nn.Linear(width, channels).to(device)

@@ -59,6 +59,16 @@ def rotate(x_QRD: Tensor, turn: Rotary) -> Tensor:
     return x_QRD * cosine + torch.cat((-second, first), dim=-1) * sine
 
 
+def heads(x_RE: Tensor, head_dim: int) -> Tensor:
+    """(heads, R, D)."""
+    return x_RE.unflatten(-1, (-1, head_dim)).transpose(0, 1)
+
+
+def looked_up(table_KH: Tensor, number_R: Tensor) -> Tensor:
+    """(R, H): row k of the table where the number is k, and zero where it is negative."""
+    return F.embedding(torch.where(number_R < 0, len(table_KH), number_R), F.pad(table_KH, (0, 0, 0, 1)))
+
+
 class Attention(nn.Module):
     """Grouped-query attention: biases on q, k and v, none on the output."""
 
@@ -72,12 +82,13 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(wide, config.hidden, bias=False)
 
     def forward(self, x_RH: Tensor, turn: Rotary, sight: Sight) -> Tensor:
-        query, key = rotate(self._heads(self.q_proj(x_RH)), turn), rotate(self._heads(self.k_proj(x_RH)), turn)
-        mixed_QRD = sight(self.layer, query, key, self._heads(self.v_proj(x_RH)))
+        query, key, value = (heads(part(x_RH), self.head_dim) for part in (self.q_proj, self.k_proj, self.v_proj))
+        mixed_QRD = sight(self.layer, rotate(query, turn), rotate(key, turn), value)
         return self.o_proj(mixed_QRD.transpose(0, 1).flatten(1))
 
-    def _heads(self, x_RE: Tensor) -> Tensor:
-        return x_RE.unflatten(-1, (-1, self.head_dim)).transpose(0, 1)
+    def queries_and_keys(self) -> list[tuple[nn.Linear, nn.Linear]]:
+        """The projections whose products say who looks at whom."""
+        return [(self.q_proj, self.k_proj)]
 
 
 class Block(nn.Module):

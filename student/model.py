@@ -10,6 +10,8 @@ What is unusual here:
   their inner product, without bias or scale.
 - Attribute names are those of the reference checkpoint, so its tensors load by name.
 
+A student in the layout of EVEv2 has another decoder (eve/decoder.py); all around it is the same.
+
 Shapes: R tokens and N patches of all samples, H hidden, V vocabulary, S supervised tokens, M queries; B samples that go on by
 one token each; of one sample: h×w patch grid, h'×w' mask grid, s mask embedding, n masks.
 """
@@ -24,7 +26,8 @@ from torch.nn import functional as F
 
 from schemas.errors import ConfigError
 from student.config import StudentConfig
-from student.layers import Block, RMSNorm, rotary
+from student.eve.decoder import EveDecoder
+from student.layers import Block, RMSNorm, looked_up, rotary
 from student.prompts import prompting
 from student.sequence import IGNORED, Batch, Grid
 from student.sight import KeyValues, Next, Sight, Whole
@@ -54,11 +57,35 @@ class Decoder(nn.Module):
 
     def __init__(self, config: StudentConfig, rows: int):
         super().__init__()
+        self.config = config
         self.embed_tokens = nn.Embedding(rows, config.hidden)
         self.vis_embed = nn.Linear(3 * config.patch**2, config.hidden, bias=False)
         self.vp_embed = prompting(config)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.norm_eps)
+
+    def states(self, batch: Batch, ids_K: Tensor, past: KeyValues | None) -> Tensor:
+        """(R, H) last states of whole sequences. ids_K: the tokens <Prompt0> …"""
+        pixels_RH = self.pixels(batch)
+        x_RH = self.embed_tokens(batch.tokens_R) + pixels_RH
+        if self.vp_embed is not None:
+            x_RH = x_RH + self.vp_embed.vectors(batch, pixels_RH, ids_K, self.embed_tokens)
+        return self._decoded(x_RH, batch.positions_3R, Whole(batch.spans, x_RH.device, past))
+
+    def next_states(self, tokens_B: Tensor, positions_B: Tensor, past: KeyValues) -> Tensor:
+        """(B, H) states of one more text token of each sample."""
+        return self._decoded(self.embed_tokens(tokens_B), positions_B.expand(3, -1), Next(past))
+
+    def pixels(self, batch: Batch) -> Tensor:
+        """(R, H): each patch's embedding at its place, zero elsewhere."""
+        weight = self.vis_embed.weight
+        return looked_up(F.linear(batch.patches_NP.to(weight.dtype), weight), batch.patch_index_R)
+
+    def _decoded(self, x_RH: Tensor, positions_3R: Tensor, sight: Sight) -> Tensor:
+        turn = rotary(positions_3R, self.config.head_dim, self.config.rope_theta)
+        for block in self.layers:
+            x_RH = block(x_RH, turn, sight)
+        return self.norm(x_RH)
 
 
 class Transformer(nn.Module):
@@ -66,7 +93,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: StudentConfig, rows: int):
         super().__init__()
-        self.model = Decoder(config, rows)
+        self.model = EveDecoder(config, config.eve, rows) if config.eve else Decoder(config, rows)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.hidden, rows, bias=False)
 
 
@@ -83,7 +110,7 @@ class PixelSail(nn.Module):
             raise ConfigError(what, "prompts", "Make both with one number.")
         self.config, self.seg = config, vocabulary.seg
         wide, d, s = config.hidden, config.head_width, config.mask_dim
-        self.register_buffer("prompt_ids", torch.tensor(vocabulary.prompt_ids), persistent=False)
+        self.register_buffer("prompt_ids", torch.tensor(vocabulary.prompt_ids, dtype=torch.long), persistent=False)
         self.single_transformer = Transformer(config, len(vocabulary))
         self.image_feature_pre_projector = two_layers(wide, wide, d) if wide != d else nn.Identity()
         self.seg_token_projector = two_layers(wide, d, s)
@@ -115,17 +142,11 @@ class PixelSail(nn.Module):
 
     def states(self, batch: Batch, past: KeyValues | None = None) -> Tensor:
         """(R, H) last states of whole sequences; with `past`, their keys and values are kept for `next_states`."""
-        decoder = self.single_transformer.model
-        pixels_RH = self._pixels(batch)
-        x_RH = decoder.embed_tokens(batch.tokens_R) + pixels_RH
-        if decoder.vp_embed is not None:
-            x_RH = x_RH + decoder.vp_embed.vectors(batch, pixels_RH, self.prompt_ids, decoder.embed_tokens)
-        return self._decoded(x_RH, batch.positions_3R, Whole(batch.spans, x_RH.device, past))
+        return self.single_transformer.model.states(batch, self.prompt_ids, past)
 
     def next_states(self, tokens_B: Tensor, positions_B: Tensor, past: KeyValues) -> Tensor:
         """(B, H) states of one more text token of each sample, at a position that is the same on all axes."""
-        x_BH = self.single_transformer.model.embed_tokens(tokens_B)
-        return self._decoded(x_BH, positions_B.expand(3, -1), Next(past))
+        return self.single_transformer.model.next_states(tokens_B, positions_B, past)
 
     def logits(self, hidden_RH: Tensor) -> Tensor:
         """(…, V) next-token logits of last states."""
@@ -148,19 +169,6 @@ class PixelSail(nn.Module):
             for i, features_sHW in zip(group, features_GHWs.permute(0, 3, 1, 2).unbind(), strict=True):
                 found[i] = features_sHW
         return found
-
-    def _pixels(self, batch: Batch) -> Tensor:
-        """(R, H): each patch's embedding at its place, zero elsewhere."""
-        weight = self.single_transformer.model.vis_embed.weight
-        table_NH = F.pad(F.linear(batch.patches_NP.to(weight.dtype), weight), (0, 0, 0, 1))
-        return F.embedding(torch.where(batch.patch_index_R < 0, len(table_NH) - 1, batch.patch_index_R), table_NH)
-
-    def _decoded(self, x_RH: Tensor, positions_3R: Tensor, sight: Sight) -> Tensor:
-        decoder = self.single_transformer.model
-        turn = rotary(positions_3R, self.config.head_dim, self.config.rope_theta)
-        for block in decoder.layers:
-            x_RH = block(x_RH, turn, sight)
-        return decoder.norm(x_RH)
 
     def _idle_head(self) -> Tensor:
         """Zero times the mask head's parameters."""
@@ -195,11 +203,12 @@ class PixelSail(nn.Module):
     def _favour_near_tokens(self, generator: torch.Generator) -> None:
         """Equal query and key biases score highest where the rotary turn between two tokens is small."""
         for block in self.single_transformer.model.layers:
-            attention = block.self_attn
             scale_K = torch.linspace(0, self.config.recency, self.config.kv_heads)
             bias_KD = torch.randn(self.config.kv_heads, self.config.head_dim, generator=generator) * scale_K[:, None]
-            attention.k_proj.bias.copy_(bias_KD.flatten())
-            attention.q_proj.bias.copy_(bias_KD.repeat_interleave(self.config.heads // self.config.kv_heads, dim=0).flatten())
+            bias_QD = bias_KD.repeat_interleave(self.config.heads // self.config.kv_heads, dim=0)
+            for query, key in block.self_attn.queries_and_keys():
+                query.bias.copy_(bias_QD.flatten())
+                key.bias.copy_(bias_KD.flatten())
 
 
 def mask_logits(queries_ns: Tensor, features_sHW: Tensor) -> Tensor:

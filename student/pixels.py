@@ -4,29 +4,47 @@ Shapes: H, W pixels; h, w patch rows and columns; p patch side. Sizes are (width
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from schemas.grids import patched_size
 
-MEAN = np.array((0.485, 0.456, 0.406), np.float32)
-DEVIATION = np.array((0.229, 0.224, 0.225), np.float32)
+
+class Look(NamedTuple):
+    """How a picture is resized, and the mean and deviation of red, green and blue, of values from 0 to 1, that it is held
+    against."""
+
+    filter: Image.Resampling
+    mean: np.ndarray
+    deviation: np.ndarray
+
+
+IMAGENET = Look(
+    Image.Resampling.BILINEAR,
+    np.array((0.485, 0.456, 0.406), np.float32),
+    np.array((0.229, 0.224, 0.225), np.float32),
+)
 
 
 def patches_of(image_HWC: np.ndarray, patch: int, max_side: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """(h·w, 3·p·p) float32 patches of an RGB uint8 image, and their grid (h, w).
-
-    Patches run along the rows of the grid; within a patch the order is channel, row, column. Values are ImageNet-normalised.
-    """
+    """(h·w, 3·p·p) float32 patches of an RGB uint8 image whose longer side is at most `max_side`, and their grid (h, w);
+    values are ImageNet-normalised."""
     height, width = image_HWC.shape[:2]
-    size = patched_size(width, height, patch, max_side)
-    picture = Image.fromarray(image_HWC).resize(size, Image.Resampling.BILINEAR)
-    pixels_HWC = (np.asarray(picture, np.float32) / 255 - MEAN) / DEVIATION
+    return cut(image_HWC, patched_size(width, height, patch, max_side), patch, IMAGENET)
+
+
+def cut(image_HWC: np.ndarray, size: tuple[int, int], patch: int, look: Look) -> tuple[np.ndarray, tuple[int, int]]:
+    """(h·w, 3·p·p) float32 patches of an RGB uint8 image brought to `size`, which is of whole patches, and their grid (h, w).
+
+    Patches run along the rows of the grid; within a patch the order is channel, row, column.
+    """
+    picture = Image.fromarray(image_HWC).resize(size, look.filter)
+    pixels_HWC = (np.asarray(picture, np.float32) / 255 - look.mean) / look.deviation
     w, h = size[0] // patch, size[1] // patch
-    cut = pixels_HWC.reshape(h, patch, w, patch, 3).transpose(0, 2, 4, 1, 3)
-    return np.ascontiguousarray(cut).reshape(h * w, 3 * patch * patch), (h, w)
+    patches = pixels_HWC.reshape(h, patch, w, patch, 3).transpose(0, 2, 4, 1, 3)
+    return np.ascontiguousarray(patches).reshape(h * w, 3 * patch * patch), (h, w)
 
 
 def prompt_patches(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from student.config import StudentConfig
+from student.layers import looked_up
 from student.sequence import IGNORED, Batch
 
 
@@ -66,9 +67,7 @@ def prompt_vectors(prompt_index_R: Tensor, embeddings_KH: Tensor, projection_HH:
     The table is projected before it is looked up: K + 1 products instead of one for every token. The zero row has the
     dtype of the parameters, so nothing is promoted.
     """
-    table_KH = F.pad(F.linear(embeddings_KH, projection_HH), (0, 0, 0, 1))
-    nothing = len(embeddings_KH)
-    return F.embedding(torch.where(prompt_index_R < 0, nothing, prompt_index_R), table_KH)
+    return looked_up(F.linear(embeddings_KH, projection_HH), prompt_index_R)
 
 
 def _number_of(tokens_R: Tensor, ids_K: Tensor) -> Tensor:

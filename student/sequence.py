@@ -1,11 +1,7 @@
 """One dialogue about one picture as token arrays, and several of them as a batch.
 
-    <vision> <vpatch>×N </vision>                        only with a picture
-    <|im_start|>user\n{question}<|im_end|>\n             each turn; ignored by the text loss
-    {answer}<|endoftext|>                                supervised
-
-There is no system message and no assistant header. Every piece is tokenised alone, so no merge crosses a border.
-The n-th [SEG] of the answers stands for the n-th mask.
+What stands where in the row is the part of a `Layout` (layout.py). The picture and the questions are ignored by the text loss,
+the answers are supervised. The n-th [SEG] of the answers stands for the n-th mask.
 
 Shapes: L tokens of a sample, R of all, N patches of all samples, P numbers a patch, n masks of a sample, C feature channels.
 """
@@ -21,16 +17,15 @@ from torch import Tensor
 from schemas.errors import DataError
 from student.config import StudentConfig
 from student.data.features import Stored
-from student.pixels import give_back, patches_of, prompt_patches
+from student.eve.layout import EveLayout
+from student.layout import NOT_A_PATCH, Grid, Layout, Opening, QwenLayout
+from student.pixels import give_back, prompt_patches
 from student.vocabulary import Vocabulary
 
 IGNORED = -100  # a label that the text loss skips
-NOT_A_PATCH = -1  # patch and prompt index of text, of <vision> and of </vision>
 NO_PROMPT = -2  # prompt index of a patch that no prompt covers
-FIRST_PATCH = 1  # <vision> is always token 0
 
 Turn = tuple[str, str | None]
-Grid = tuple[int, int]
 
 
 class TooLong(DataError):
@@ -41,6 +36,7 @@ class TooLong(DataError):
 class Example:
     """One encoded sample, in numpy; masks and features keep their own sizes, and features are as they are stored.
 
+    The first `block` tokens see one another.
     `dropped` counts the turns that `max_length` left out; their masks are left out with them. In the release it cuts anywhere:
     then `unpaired` says that some mask lost its [SEG], and none of the sample's masks is learned from.
     """
@@ -54,6 +50,7 @@ class Example:
     patches_NP: np.ndarray
     grid: Grid | None
     masks_nHW: np.ndarray
+    block: int = 0
     features: Mapping[str, Stored] = field(default_factory=dict)
     dropped: int = 0
     unpaired: bool = False
@@ -79,53 +76,45 @@ def encode(
     Raises DataError where [SEG] and masks differ in number, a prompt marks nothing, or the first turn is too long: with
     `compat = "paper"` a dialogue to learn from is cut on the right instead.
     """
+    layout = layout_of(config, vocabulary)
     patches_NP, grid = np.zeros((0, 3 * config.patch**2), np.float32), None
     if image is not None:
-        patches_NP, grid = patches_of(image, config.patch, config.max_side)
-    count = len(patches_NP)
+        patches_NP, grid = layout.patches(image)
     _check_pairs(turns, masks, sample_id)
     _check_sizes(image, [*masks, *(mask for _, mask in prompts)], sample_id)
-    pieces = [_turn_pieces(vocabulary, turn, prefix_answer) for turn in turns]
+    opening = layout.opening(grid)
+    pieces = _pieces(layout, turns, grid, vocabulary.encode(prefix_answer or ""))
     asks = bool(turns) and turns[-1][1] is None
     cuts = config.compat == "paper" and not asks
-    kept = _turns_that_fit(pieces, count + 2 if grid else 0, config.max_length, sample_id=sample_id, cuts=cuts)
-    tokens, labels = _joined(vocabulary, pieces if cuts else pieces[:kept], count if grid else None, config.max_length)
+    kept = _turns_that_fit(pieces, len(opening.tokens), config.max_length, sample_id=sample_id, cuts=cuts)
+    tokens, labels = _joined(opening, pieces if cuts else pieces[:kept], config.max_length)
     kept_masks = list(masks)[: labels.count(vocabulary.seg)]
-    block = slice(FIRST_PATCH, FIRST_PATCH + count)
     patch_index_L = np.full(len(tokens), NOT_A_PATCH)
     prompt_index_L = patch_index_L.copy()
     if grid:
-        patch_index_L[block] = np.arange(count)
+        patch_index_L[: len(opening.tokens)] = opening.patch_index
         drawn = prompts if config.compat == "paper" and asks else _largest_first(prompts)
-        prompt_index_L[block] = _prompt_index(drawn, grid, config, sample_id).ravel()
+        prompt_index_L[patch_index_L >= 0] = _prompt_index(drawn, grid, config, sample_id).ravel()
     return Example(
         sample_id=sample_id,
         tokens_L=np.array(tokens),
         labels_L=np.array(labels),
         patch_index_L=patch_index_L,
         prompt_index_L=prompt_index_L,
-        positions_3L=positions(len(tokens), grid),
+        positions_3L=layout.positions(len(tokens), grid),
         patches_NP=patches_NP,
         grid=grid,
         masks_nHW=np.stack(kept_masks).astype(bool) if kept_masks else np.zeros((0, 1, 1), bool),
+        block=opening.block,
         features=features or {},
         dropped=len(turns) - kept,
         unpaired=cuts and len(kept_masks) < len(masks),
     )
 
 
-def positions(length: int, grid: Grid | None) -> np.ndarray:
-    """(3, L) positions on the time, row and column axes; patches share one time, text counts on from the largest."""
-    positions_3L = np.tile(np.arange(length), (3, 1))
-    if grid is None:
-        return positions_3L
-    h, w = grid
-    end = FIRST_PATCH + h * w
-    row_column = np.indices(grid).reshape(2, -1)
-    positions_3L[:, FIRST_PATCH:end] = FIRST_PATCH
-    positions_3L[1:, FIRST_PATCH:end] += row_column
-    positions_3L[:, end:] = FIRST_PATCH + max(h, w) + np.arange(length - end)
-    return positions_3L
+def layout_of(config: StudentConfig, vocabulary: Vocabulary) -> Layout:
+    """How the student that `config` describes has its rows."""
+    return EveLayout(config, config.eve, vocabulary) if config.eve else QwenLayout(config, vocabulary)
 
 
 def _segs(answer: str | None) -> int:
@@ -145,13 +134,14 @@ def _check_sizes(image: np.ndarray | None, masks: Sequence[np.ndarray], sample_i
         raise DataError(f"a mask or prompt of shape {odd[0]} on an image of shape {size}", f"sample {sample_id}")
 
 
-def _turn_pieces(vocabulary: Vocabulary, turn: Turn, prefix_answer: str | None) -> tuple[list[int], list[int]]:
-    """(ignored tokens, supervised tokens) of one turn."""
-    question, answer = turn
-    asked = vocabulary.encode(f"<|im_start|>user\n{question.strip()}<|im_end|>\n")
-    if answer is None:
-        return asked + vocabulary.encode(prefix_answer or ""), []
-    return asked, [*vocabulary.encode(answer.strip()), vocabulary.end_of_text]
+def _pieces(layout: Layout, turns: Sequence[Turn], grid: Grid | None, begun: list[int]) -> list[tuple[list[int], list[int]]]:
+    """(ignored tokens, supervised tokens) of each turn; an answer that is left open is `begun`."""
+    asked = layout.asked([question for question, _ in turns], grid)
+    answers = (answer for _, answer in turns)
+    return [
+        (tokens + begun, []) if answer is None else (tokens, layout.answered(answer))
+        for tokens, answer in zip(asked, answers, strict=True)
+    ]
 
 
 def _turns_that_fit(
@@ -169,11 +159,9 @@ def _turns_that_fit(
     return kept
 
 
-def _joined(
-    vocabulary: Vocabulary, pieces: list[tuple[list[int], list[int]]], patches: int | None, max_length: int
-) -> tuple[list[int], list[int]]:
-    """(tokens, labels) of the image block and the turns, cut on the right."""
-    tokens = [] if patches is None else [vocabulary.vision, *[vocabulary.patch] * patches, vocabulary.vision_end]
+def _joined(opening: Opening, pieces: list[tuple[list[int], list[int]]], max_length: int) -> tuple[list[int], list[int]]:
+    """(tokens, labels) of the opening and the turns, cut on the right."""
+    tokens = list(opening.tokens)
     labels = [IGNORED] * len(tokens)
     for asked, answered in pieces:
         tokens += asked + answered
@@ -200,7 +188,7 @@ def _prompt_index(prompts: Sequence[tuple[int, np.ndarray]], grid: Grid, config:
 
 
 class Span(NamedTuple):
-    """Where a sample lies in the row: its first token, how many there are, and how many of them are the picture's."""
+    """Where a sample lies in the row: its first token, how many there are, and how many from the first on see one another."""
 
     start: int
     length: int
@@ -265,7 +253,7 @@ def collate(examples: Sequence[Example]) -> Batch:
     """The examples as one batch; each sample's patch index is moved by the number of patches before it."""
     patches = np.cumsum([0, *(len(example.patches_NP) for example in examples)])
     moved = [
-        np.where(example.patch_index_L >= 0, example.patch_index_L + before, NOT_A_PATCH)
+        np.where(example.patch_index_L >= 0, example.patch_index_L + before, example.patch_index_L)
         for example, before in zip(examples, patches, strict=False)
     ]
     return Batch(
@@ -287,10 +275,7 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 def _spans(examples: Sequence[Example]) -> tuple[Span, ...]:
     starts = np.cumsum([0, *(len(example.tokens_L) for example in examples)]).tolist()
-    blocks = [len(example.patches_NP) + 2 if example.grid else 0 for example in examples]
-    return tuple(
-        Span(start, len(example.tokens_L), block) for start, example, block in zip(starts, examples, blocks, strict=False)
-    )
+    return tuple(Span(start, len(example.tokens_L), example.block) for start, example in zip(starts, examples, strict=False))
 
 
 def _joined_up(arrays: Sequence[np.ndarray]) -> Tensor:

@@ -1,19 +1,22 @@
 """Text to token ids and back: a byte-level BPE with the tokens that Pixel-SAIL adds.
 
-Ids run: bytes and merges, then `BASE_TOKENS`, then `[SEG] <p> </p> <Prompt0> … <PromptN-1> <NO_Prompt>` in that order, the
-order in which the reference grows its tokenizer. `<NO_Prompt>` never stands in a sequence; it keeps checkpoints aligned.
-One taken from a published tokenizer keeps every id of that, its added tokens too, and has behind them what it lacked.
+Ids run: bytes and merges, then `TEXT_TOKENS` and `PICTURE_TOKENS`, then `[SEG] <p> </p> <Prompt0> … <PromptN-1> <NO_Prompt>` in
+that order, the order in which the reference grows its tokenizer. `<NO_Prompt>` never stands in a sequence; it keeps checkpoints
+aligned. One taken from a published tokenizer keeps every id of that, its added tokens too, and has behind them what it lacked.
+In EVEv2 what is seen has no words, and the release adds none: in what is taken from its folder there are no `PICTURE_TOKENS`.
 """
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from schemas.errors import ConfigError, DataError
-from student.weights.published import WORDS, read_tokenizer
+from student.weights.published import WORDS, is_eve, read_tokenizer
 
-BASE_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<vision>", "<vpatch>", "</vision>")
+TEXT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+PICTURE_TOKENS = ("<vision>", "<vpatch>", "</vision>")
 
 
 def added_tokens(prompts: int) -> list[str]:
@@ -24,15 +27,13 @@ def added_tokens(prompts: int) -> list[str]:
 class Vocabulary:
     """A trained tokenizer with `prompts` visual prompts; every special token's id is an attribute.
 
-    Attributes: `end_of_text`, `turn_start`, `turn_end`, `vision`, `patch`, `vision_end`, `seg`, `phrase`, `phrase_end`
-    (ids), and `prompt_ids`, the ids of `<Prompt0>` … in order.
+    Attributes: `end_of_text`, `turn_start`, `turn_end`, `seg`, `phrase`, `phrase_end`, with tokens for pictures `vision`,
+    `patch` and `vision_end` (ids), and `prompt_ids`, the ids of `<Prompt0>` … in order.
     """
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self.end_of_text, self.turn_start, self.turn_end, self.vision, self.patch, self.vision_end = (
-            self._id(token) for token in BASE_TOKENS
-        )
+        self.end_of_text, self.turn_start, self.turn_end = (self._id(token) for token in TEXT_TOKENS)
         self.seg, self.phrase, self.phrase_end = (self._id(token) for token in ("[SEG]", "<p>", "</p>"))
         known = tokenizer.get_vocab()
         count = next(k for k in range(len(known)) if f"<Prompt{k}>" not in known)
@@ -44,7 +45,7 @@ class Vocabulary:
 
         The word that opens every turn is learned with each text, or a small vocabulary would spell it out every time.
         """
-        special = [*BASE_TOKENS, *added_tokens(prompts)]
+        special = [*TEXT_TOKENS, *PICTURE_TOKENS, *added_tokens(prompts)]
         merges = size - len(special)
         if merges < 256:
             raise ConfigError(f"{size} tokens hold no alphabet", "vocabulary size", f"Use {256 + len(special)} or more.")
@@ -56,7 +57,8 @@ class Vocabulary:
 
     @classmethod
     def from_qwen(cls, folder: Path, prompts: int) -> "Vocabulary":
-        """The vocabulary of a Qwen2 folder, and behind it what it lacks of `BASE_TOKENS` and of the tokens of Pixel-SAIL.
+        """The vocabulary of a Qwen2 folder, and behind it what it lacks: the tokens of text, those of pictures unless it is a
+        folder of EVEv2, those of Pixel-SAIL.
 
         Raises DataError where the files are no byte-level BPE, or leave gaps between their ids.
         """
@@ -65,7 +67,8 @@ class Vocabulary:
         tokenizer.add_tokens([AddedToken(**fields) for fields in found.added])
         if tokenizer.get_vocab(with_added_tokens=True) != found.ids:
             raise DataError("its added tokens do not follow its pieces id by id", str(folder), "Give a folder as published.")
-        return cls(_with_special(tokenizer, [*BASE_TOKENS, *added_tokens(prompts)]))
+        seen = () if is_eve(Path(folder)) else PICTURE_TOKENS
+        return cls(_with_special(tokenizer, [*TEXT_TOKENS, *seen, *added_tokens(prompts)]))
 
     @classmethod
     def from_json(cls, text: str) -> "Vocabulary":
@@ -87,6 +90,18 @@ class Vocabulary:
     def ids(self) -> dict[str, int]:
         """token -> id, of all tokens; pieces of words are written as byte-level BPE writes them."""
         return self._tokenizer.get_vocab(with_added_tokens=True)
+
+    @cached_property
+    def vision(self) -> int:
+        return self._id("<vision>")
+
+    @cached_property
+    def patch(self) -> int:
+        return self._id("<vpatch>")
+
+    @cached_property
+    def vision_end(self) -> int:
+        return self._id("</vision>")
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)

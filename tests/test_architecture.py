@@ -1,6 +1,7 @@
 """The arrows of the house, read off the source: who may import whom, and where each heavy library may appear."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ HOMES = {
     "nltk": ("student/metrics/caption.py",),
 }
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
 
 
 def imported(path: Path) -> set[str]:
@@ -51,6 +53,21 @@ def test_arrows(path: Path):
     assert not strangers, f"{name} imports {strangers} outside their rooms"
     if path.name == "config.py":
         assert "torch" not in names
+
+
+def needed(name: str) -> set[str]:
+    """The modules of ours that a module imports, wherever the import stands."""
+    found: set[str | None] = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {each for each in found if each in MODULES and each != name}
+
+
+def test_no_module_needs_itself_through_others():
+    TopologicalSorter({name: needed(name) for name in MODULES}).prepare()  # a CycleError names the circle
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -34,6 +34,7 @@ BARS = {
     "train": 2,
     "generate": 3,
 }
+FACTS = {"extract": {"device", "pictures", "one_decode_pass"}}
 
 
 def run(name: str, *arguments: str) -> str:
@@ -65,6 +66,7 @@ def test_each_benchmark_has_a_tiny_size_and_a_kept_result():
 def test_last_line_is_the_result(name: str, tmp_path: Path):
     *_, last = run(name, "--json", "--folder", str(tmp_path), *TINY[name]).splitlines()
     check_form(json.loads(last), name)
+    assert FACTS.get(name, set()) <= json.loads(last)["details"].keys()
     assert not list(tmp_path.iterdir()), "it left data behind"
 
 

@@ -17,6 +17,7 @@ LISTS = {  # a small leaf of each nested column, enough to count its items
     "captions": "source",
     "choices": "source",
     "references": "source",
+    "conversations": "source",
 }
 
 
@@ -43,8 +44,8 @@ def _items(artifact: Artifact, column: str, leaf: str) -> int:
 
 
 def _flat(rows: pa.Table, column: str) -> Any:
-    """The items of a column of lists, one after another."""
-    return rows.column(column).combine_chunks().flatten()
+    """The items of a column of lists, one after another; none of a column that came after the table was made."""
+    return rows.column(column).combine_chunks().flatten() if column in rows.column_names else []
 
 
 def _kinds(artifact: Artifact) -> Counter[str]:

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from schemas.artifact import Artifact
 
-STATEMENTS = ("expressions", "captions", "choices", "references")
+STATEMENTS = ("expressions", "captions", "choices", "references", "conversations")
 MOST_KEYS = 20
 _COLUMNS = (
     "image_key",
@@ -27,7 +27,7 @@ def data_card(annotations: Artifact) -> dict[str, Any]:
     leaks: list[str] = []
     for table in annotations.iterate(_COLUMNS):
         _count_objects(table, counts)
-        for row in table.select(["image_key", *STATEMENTS, "faults"]).to_pylist():
+        for row in table.drop_columns(["objects"]).to_pylist():
             if _count_statements(row, counts) == "both":
                 leaks.append(row["image_key"])
     card: dict[str, Any] = {name: dict(sorted(counter.items())) for name, counter in sorted(counts.items())}
@@ -44,7 +44,7 @@ def _count_objects(table: pa.Table, counts: dict[str, Counter[str]]) -> None:
 def _count_statements(row: dict[str, Any], counts: dict[str, Counter[str]]) -> str:
     splits = set()
     for kind in STATEMENTS:
-        for said in row[kind]:
+        for said in row.get(kind) or []:
             splits.add(said["split"])
             _of(counts, kind)[said["split"]] += 1
             _of(counts, "sources")[said["source"]] += 1

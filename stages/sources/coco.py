@@ -68,7 +68,7 @@ def flatten_instance(record: Any, lists: Lists) -> list[Statement]:
 
 def add_instance(draft: Draft, file: SourceFile, statement: Statement) -> None:
     name, _ = _category(statement)
-    _same_size(draft, *statement["size"])
+    same_size(draft, *statement["size"])
     box = statement["box"]
     if box is not None and not np.isfinite(np.asarray(box, dtype=float)).all():
         raise Unusable("not finite", f"its box is {box}")
@@ -109,7 +109,7 @@ def _add_segment(ids_of: Callable[[Folder, str], np.ndarray], draft: Draft, file
     name, is_thing = _category(statement)
     assert file.masks is not None, "a panoptic file has a folder of PNGs"
     ids_HW = ids_of(file.masks, statement["png"])
-    _same_size(draft, ids_HW.shape[1], ids_HW.shape[0])
+    same_size(draft, ids_HW.shape[1], ids_HW.shape[0])
     mask_HW = ids_HW == statement["id"]
     if not mask_HW.any():
         raise Unusable("empty", "no pixel of its PNG has this id")
@@ -137,7 +137,7 @@ def _category(statement: Statement) -> tuple[str, bool]:
     return statement["category"]
 
 
-def _same_size(draft: Draft, width: Any, height: Any) -> None:
+def same_size(draft: Draft, width: Any, height: Any) -> None:
     """Masks drawn on a picture of another size (or not upright) would lie elsewhere."""
     if width is not None and height is not None and (width, height) != (draft.width, draft.height):
         raise Unusable("size", f"drawn on {width} x {height} pixels, the picture has {draft.width} x {draft.height}")

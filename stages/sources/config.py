@@ -3,19 +3,38 @@
 The paths are execution: the same files elsewhere are the same data. What counts is digested by `listing`.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from pydantic import model_validator
 
-from schemas.config import Config, execution
+from schemas.config import Config, execution, later
 from schemas.dialogue import Split
 from schemas.storage import Folder
 
-Kind = Literal["instances", "panoptic", "refs", "captions", "detailed", "choices", "references"]
-KINDS: tuple[Kind, ...] = ("instances", "panoptic", "refs", "captions", "detailed", "choices", "references")
-_WITHOUT_SPLIT = ("detailed", "choices", "references")  # their formats have no field for it
+Kind = Literal[
+    "instances",
+    "panoptic",
+    "refs",
+    "captions",
+    "detailed",
+    "choices",
+    "references",
+    "conversations",
+    "reasoning",
+    "short_captions",
+    "described",
+    "grounded",
+    "muse",
+    "osprey",
+    "semantic",
+    "instance",
+    "classified",
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+# Their records say their split, or say nothing of a picture that could have one.
+_NEED_NO_SPLIT = ("instances", "panoptic", "refs", "captions", "short_captions", "described")
 
 
 class _Place(Config):
@@ -53,6 +72,13 @@ class PanopticFile(AnnotationFile):
     masks: str | None = execution(None)
 
 
+class NamingFile(AnnotationFile):
+    """A file that calls pictures by names of its own. `names`: beginnings of such names, and what stands in their place in the
+    pool; of several that fit the longest counts. For a folder of files, `path` is the folder."""
+
+    names: dict[str, str] = {}
+
+
 @dataclass(frozen=True)
 class SourceFile:
     """An annotation file as the readers want it; `number` is its place among all files of the source."""
@@ -63,6 +89,12 @@ class SourceFile:
     url: str
     split: Split | None
     masks: Folder | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def in_pool(self, picture: str) -> str:
+        """The name in the pool of what the file calls `picture`."""
+        beginning = max(filter(picture.startswith, self.names), key=len, default=None)
+        return picture if beginning is None else self.names[beginning] + picture.removeprefix(beginning)
 
     @property
     def folder(self) -> Folder:
@@ -77,7 +109,11 @@ class CocoSource(Config):
     """Pictures and what is said about them, in the formats of COCO and of the data sets built on it.
 
     `refs`: RefCOCO pickles and gRefCOCO JSON. `captions`: Pix2Cap. `detailed`, `choices`, `references`: PerBench's detailed
-    captions, multiple choice and V-T RES.
+    captions, multiple choice and V-T RES. `conversations`: LLaVA's questions and answers. `reasoning`: folders of ReasonSeg.
+    `short_captions`: a refs file whose sentences are captions of what they name. `described`: Pix2Cap, where what is described
+    is to be segmented. `grounded`: GLaMM's four kinds of captions. `muse`: MUSE's questions. `osprey`:
+    Osprey-724K's conversations and descriptions. `semantic`, `instance`, `classified`: a COCO panoptic file that is among
+    `panoptic`, for what its classes let one ask.
     """
 
     kind: Literal["coco"] = "coco"
@@ -89,6 +125,16 @@ class CocoSource(Config):
     detailed: tuple[AnnotationFile, ...] = ()
     choices: tuple[AnnotationFile, ...] = ()
     references: tuple[AnnotationFile, ...] = ()
+    conversations: tuple[NamingFile, ...] = later(())
+    reasoning: tuple[NamingFile, ...] = later(())
+    short_captions: tuple[AnnotationFile, ...] = later(())
+    described: tuple[AnnotationFile, ...] = later(())
+    grounded: tuple[NamingFile, ...] = later(())
+    muse: tuple[NamingFile, ...] = later(())
+    osprey: tuple[NamingFile, ...] = later(())
+    semantic: tuple[AnnotationFile, ...] = later(())
+    instance: tuple[AnnotationFile, ...] = later(())
+    classified: tuple[AnnotationFile, ...] = later(())
 
     @model_validator(mode="after")
     def _labels_and_splits(self) -> "CocoSource":
@@ -96,7 +142,7 @@ class CocoSource(Config):
         for kind, file in self._listed():
             if file.label in labels:
                 raise ValueError(f"two files are called {file.label!r}: give {file.path} a name of its own")
-            if kind in _WITHOUT_SPLIT and file.split is None:
+            if kind not in _NEED_NO_SPLIT and file.split is None:
                 raise ValueError(f"{kind}: say the split of {file.path}, 'train' or 'evaluation': its records do not")
             labels.add(file.label)
         return self
@@ -107,7 +153,7 @@ class CocoSource(Config):
     def files(self) -> list[SourceFile]:
         """The annotation files, those that define objects before those that speak of them."""
         return [
-            SourceFile(kind, number, file.label, file.path, file.split, _masks(file))
+            SourceFile(kind, number, file.label, file.path, file.split, _masks(file), getattr(file, "names", {}))
             for number, (kind, file) in enumerate(self._listed())
         ]
 

@@ -5,21 +5,23 @@ another object of the picture has that number already; objects that come as a ba
 that cannot be used becomes a line in `faults`: its kind, its file, what it is, what is wrong.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from schemas.annotations import Caption, Choice, Expression, Reference
-from schemas.dialogue import RESERVED, Split
+from schemas.annotations import Caption, Choice, Conversation, Expression, Reference, Tag
+from schemas.dialogue import PHRASE, PHRASE_END, RESERVED, Split
 from schemas.errors import DataError
 from schemas.regions import Rle, Segment, mask_overlaps
 from stages.sources.config import SourceFile
 
 Statement = dict[str, Any]
 SAME_OBJECT = 0.5
-_MALFORMED = (LookupError, TypeError, ValueError, AttributeError)
+_MARKS = re.compile(rf"{PHRASE}|{PHRASE_END}|<object\d+>")
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 class Unusable(DataError):
@@ -41,6 +43,7 @@ class Draft:
     captions: list[Caption] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     references: list[Reference] = field(default_factory=list)
+    conversations: list[Conversation] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     _known: dict[tuple[str, int], int] = field(default_factory=dict)
 
@@ -54,7 +57,7 @@ class Draft:
             self.fault(error.kind, file, statement["what"], error.what)
         except DataError as error:
             self.fault("mask", file, statement["what"], error.what)
-        except _MALFORMED as error:
+        except MALFORMED as error:
             self.fault("record", file, statement["what"], f"{type(error).__name__}: {error}")
 
     def fault(self, kind: str, file: SourceFile, what: str, why: str) -> None:
@@ -94,6 +97,10 @@ class Draft:
             raise Unusable("unknown object", f"{' and '.join(origins)} have no usable object {number} on this picture")
         return found[0]
 
+    def tag(self, number: int, rle: Rle, source: str) -> Tag:
+        """The tag that stands for the object with exactly this mask."""
+        return Tag(f"<object{number}>", self.holding(rle, source))
+
     def holding(self, rle: Rle, source: str) -> int:
         """The segment_id of the object with exactly this mask; where there is none, of a new object without a category."""
         for each in self.objects:
@@ -102,6 +109,10 @@ class Draft:
         number = self._fresh()
         self.objects.append(Segment(number, "", is_thing=True, is_crowd=False, score=1.0, source=source, rle=rle))
         return number
+
+    def add_crowd(self, category: str, rle: Rle, source: str) -> None:
+        """A region that is no object: nothing points at it, and no statement is of it."""
+        self.objects.append(Segment(self._fresh(), category, is_thing=False, is_crowd=True, score=1.0, source=source, rle=rle))
 
     def _fresh(self) -> int:
         return max((each.segment_id for each in self.objects), default=0) + 1
@@ -133,6 +144,14 @@ def wording(value: Any) -> str:
     if found := RESERVED.search(value):
         raise Unusable("text", f"it says {found[0]}, which has a meaning of its own")
     return value.strip().encode("utf-8", "replace").decode()
+
+
+def unmarked(value: Any) -> str:
+    """`value` as a text in which tags and the borders of phrases are to stand, and so has none of them already."""
+    text = wording(value)
+    if found := _MARKS.search(text):
+        raise Unusable("text", f"it says {found[0]}, which has a meaning of its own")
+    return text
 
 
 def split_of(file: SourceFile, own: Any) -> tuple[Split, str]:

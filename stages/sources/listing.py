@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from schemas.artifact import file_digest
 from schemas.errors import ConfigError, DataError
 from schemas.storage import Folder
-from stages.sources.config import CocoSource, ImageFolder
+from stages.sources import reasonseg
+from stages.sources.config import CocoSource, ImageFolder, SourceFile
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -76,16 +77,25 @@ def images_digest(files: Iterable[ImageFile]) -> str:
 
 
 def annotation_digests(source: CocoSource) -> dict[str, str]:
-    """label -> SHA-256 of each annotation file; that of a folder of panoptic PNGs is over names and sizes."""
+    """label -> SHA-256 of each annotation file; that of a folder of JSON is over all of them, that of a folder of panoptic PNGs
+    over names and sizes."""
     digests: dict[str, str] = {}
     for file in source.files():
         try:
-            digests[file.label] = file_digest(file.folder, file.name)
+            digests[file.label] = _digest(file)
         except OSError as error:
             raise ConfigError(f"the {file.kind} file cannot be read: {error}", file.url, "Check the path.") from None
         if file.masks is not None:
             digests[f"{file.label} masks"] = _sizes_digest(file.masks.tree())
     return digests
+
+
+def _digest(file: SourceFile) -> str:
+    if file.kind != "reasoning":
+        return file_digest(file.folder, file.name)
+    folder = Folder(file.url)
+    text = "".join(f"{readable(name)}\0{file_digest(folder, name)}\n" for name in reasonseg.names(folder))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _sizes_digest(sizes: Mapping[str, int]) -> str:

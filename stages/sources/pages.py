@@ -4,19 +4,21 @@ Reading a file only takes its records apart and groups them. What they say is ch
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from schemas.errors import DataError
-from stages.sources import coco, perbench, refcoco
+from schemas.storage import Folder
+from stages.sources import classes, coco, glamm, llava, muse, osprey, perbench, reasonseg, refcoco
 from stages.sources.coco import Address, Lists
-from stages.sources.config import SourceFile
-from stages.sources.draft import Draft, Statement, Unusable
+from stages.sources.config import Kind, SourceFile
+from stages.sources.draft import MALFORMED, Draft, Statement, Unusable
 from stages.sources.listing import readable
 from stages.sources.pickles import read_pickle
 
 NOWHERE: Address = ("none", "")
+TEXT_ALONE: Address = ("none", "text")
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,10 @@ def pages(file: SourceFile) -> Iterator[Page]:
     """Every page of the file; a picture that it only lists has a page without statements."""
     data = _load(file)
     try:
+        data = glamm.records(data) if file.kind == "grounded" else data
         lists = Lists.of(data)
         named = {lists.address(number): Page(file.number, lists.address(number)) for number in lists.pictures}
-    except (LookupError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         raise DataError(f"its pictures or categories are malformed: {error!r}", file.url) from None
     for number in lists.pictures:
         named[lists.address(number)].ids.append(number)
@@ -47,11 +50,13 @@ def pages(file: SourceFile) -> Iterator[Page]:
 
 
 def _load(file: SourceFile) -> Any:
+    if file.kind == "reasoning":
+        return list(reasonseg.records(Folder(file.url)))
     try:
         data = file.folder.read(file.name)
     except OSError as error:
         raise DataError(f"the {file.kind} file cannot be read: {error}", file.url, "Check the path.") from None
-    if file.kind == "refs" and not file.name.endswith(".json"):
+    if file.kind in ("refs", "short_captions") and not file.name.endswith(".json"):
         return read_pickle(data, file.url)
     try:
         return json.loads(data)
@@ -73,14 +78,27 @@ def _taken_apart(file: SourceFile, record: Any, lists: Lists, number: int) -> tu
         return address, _flattened(file, record, lists)
     except Unusable as error:
         return address, [{"what": what, "fault": (error.kind, error.what)}]
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except MALFORMED as error:
         return address, [{"what": what, "fault": ("record", f"{type(error).__name__}: {error}")}]
 
 
 def _address(file: SourceFile, record: Any, lists: Lists) -> Address:
     if file.kind in ("detailed", "choices", "references"):
         return "name", readable(record["image_name"])
+    if file.kind == "conversations" and llava.is_text_alone(record):
+        return TEXT_ALONE
+    if file.kind in _NAMED:
+        return "name", readable(file.in_pool(_NAMED[file.kind](record)))
     return lists.address(record["image_id"])
+
+
+_NAMED: Mapping[Kind, Callable[[Any], str]] = {  # what a record calls its picture
+    "conversations": lambda record: record["image"],
+    "reasoning": lambda record: f"{record['name']}.jpg",
+    "grounded": glamm.picture,
+    "muse": muse.picture,
+    "osprey": lambda record: record["file_name"],
+}
 
 
 def _flattened(file: SourceFile, record: Any, lists: Lists) -> list[Statement]:
@@ -89,9 +107,9 @@ def _flattened(file: SourceFile, record: Any, lists: Lists) -> list[Statement]:
             return coco.flatten_instance(record, lists)
         case "panoptic":
             return coco.flatten_panoptic(record, lists)
-        case "refs":
+        case "refs" | "short_captions":
             return refcoco.flatten_reference(record)
-        case "captions":
+        case "captions" | "described":
             return perbench.flatten_description(record)
         case "detailed":
             return perbench.flatten_detailed(record)
@@ -99,6 +117,20 @@ def _flattened(file: SourceFile, record: Any, lists: Lists) -> list[Statement]:
             return perbench.flatten_choices(record)
         case "references":
             return perbench.flatten_reference(record)
+        case "conversations":
+            return llava.flatten_conversation(record)
+        case "reasoning":
+            return reasonseg.flatten_question(file, record)
+        case "grounded":
+            return glamm.flatten_caption(record)
+        case "muse":
+            return muse.flatten_questions(record)
+        case "osprey":
+            return osprey.flatten_regions(record)
+        case "semantic" | "instance":
+            return classes.flatten_classes(record, lists)
+        case "classified":
+            return classes.flatten_segments(file, record, lists)
 
 
 def place(draft: Draft, file: SourceFile, page: Page) -> None:
@@ -124,3 +156,23 @@ def _adder(file: SourceFile) -> Callable[[Draft, SourceFile, Statement], None]:
             return perbench.add_choice
         case "references":
             return perbench.add_reference
+        case "conversations":
+            return llava.add_conversation
+        case "reasoning":
+            return reasonseg.add_question
+        case "short_captions":
+            return refcoco.add_short_caption
+        case "described":
+            return perbench.add_described
+        case "grounded":
+            return glamm.add_caption
+        case "muse":
+            return muse.add_questions
+        case "osprey":
+            return osprey.add_regions
+        case "semantic":
+            return classes.add_semantic
+        case "instance":
+            return classes.add_instances
+        case "classified":
+            return classes.add_classified

@@ -6,9 +6,11 @@ any other becomes an object without a category, whose source is the file.
 
 from typing import Any
 
-from schemas.annotations import Caption, Choice, Reference, Tag
+from schemas.annotations import Caption, Choice, Expression, Reference, Tag
 from stages.sources.config import SourceFile
-from stages.sources.draft import Draft, Statement, split_of, wording
+from stages.sources.draft import Draft, Statement, Unusable, split_of, wording
+
+SHORTEST = 6  # letters of a description that says what is meant
 
 
 def flatten_description(record: Any) -> list[Statement]:
@@ -28,6 +30,15 @@ def add_description(draft: Draft, file: SourceFile, statement: Statement) -> Non
     split, source = split_of(file, statement["split"])
     segment_id = draft.known(statement["id"], "panoptic")
     draft.captions.append(Caption(segment_id, wording(statement["text"]), split, source))
+
+
+def add_described(draft: Draft, file: SourceFile, statement: Statement) -> None:
+    """What is described is named, so that it can be asked for."""
+    split, source = split_of(file, statement["split"])
+    segment_id, text = draft.known(statement["id"], "panoptic"), wording(statement["text"])
+    if len(text) < SHORTEST:
+        raise Unusable("text", f"{text!r} describes nothing")
+    draft.expressions.append(Expression(text, [segment_id], split, source))
 
 
 def flatten_detailed(record: Any) -> list[Statement]:

@@ -1,12 +1,13 @@
 """RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO: phrases that name annotated objects of a picture, or nothing in it.
 
 The text is the cleaned `sent`, as in the published evaluation, or `raw` where there is none. gRefCOCO's annotation ids are
-lists; -1 or `no_target` say that the phrase names nothing.
+lists; -1 or `no_target` say that the phrase names nothing. Read as short captions, the phrases are said of the one object that
+each names.
 """
 
 from typing import Any
 
-from schemas.annotations import Expression
+from schemas.annotations import Caption, Expression
 from stages.sources.config import SourceFile
 from stages.sources.draft import Draft, Statement, Unusable, split_of, wording
 
@@ -38,3 +39,11 @@ def add_expression(draft: Draft, file: SourceFile, statement: Statement) -> None
     split, source = split_of(file, statement["split"])
     targets = [draft.known(number, "instances", "panoptic") for number in statement["targets"]]
     draft.expressions.append(Expression(wording(statement["text"]), targets, split, source))
+
+
+def add_short_caption(draft: Draft, file: SourceFile, statement: Statement) -> None:
+    split, source = split_of(file, statement["split"])
+    if len(statement["targets"]) != 1:
+        raise Unusable("not one object", f"it is said of {len(statement['targets'])} objects, a caption is of one")
+    segment_id = draft.known(statement["targets"][0], "instances", "panoptic")
+    draft.captions.append(Caption(segment_id, wording(statement["text"]), split, source))

@@ -1,6 +1,6 @@
-"""A sample as one visit of training shows it: its turns in an order, its prompts under numbers and its marks in shapes that
-follow from (seed, epoch, showing within the epoch, sample) alone. So every epoch differs, and every resume and every number
-of workers agrees.
+"""A sample as one visit of training shows it: its turns in an order (where they have none of their own), its prompts under
+numbers and its marks in shapes that follow from (seed, epoch, showing within the epoch, sample) alone. So every epoch
+differs, and every resume and every number of workers agrees.
 """
 
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from schemas.chance import generator
-from schemas.dialogue import SEG, PromptSlot, Sample, Turn, renumbered
+from schemas.dialogue import IN_ORDER, SEG, PromptSlot, Sample, Turn, renumbered
 from schemas.marks import Pen
 from schemas.regions import Rle
 
@@ -31,8 +31,9 @@ def shown(sample: Sample, visit: Visit, pen: Pen, prompts: int) -> Sample:
     """The sample as the visit shows it. prompts: how many `<PromptK>` the student has to number them by."""
     rng = visit.draws(sample.sample_id)
     marks = [_drawn(slot, visit.draws(sample.sample_id, slot.index), pen) for slot in sample.prompts]
-    reordered = _reordered(replace(sample, prompts=marks), rng.permutation(len(sample.turns)))
-    return _renumbered(reordered, rng.permutation(prompts))
+    order, numbers = rng.permutation(len(sample.turns)), rng.permutation(prompts)
+    marked = replace(sample, prompts=marks)
+    return _renumbered(marked if sample.task in IN_ORDER else _reordered(marked, order), numbers)
 
 
 def _drawn(slot: PromptSlot, rng: np.random.Generator, pen: Pen) -> PromptSlot:

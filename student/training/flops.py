@@ -29,10 +29,11 @@ def forward_flops(config: StudentConfig, batch: Batch, rows: int, every_picture:
     shown = [grid for grid, masks in zip(batch.grids, batch.masks, strict=True) if grid and (every_picture or len(masks))]
     masked = [(grid, len(masks)) for grid, masks in zip(batch.grids, batch.masks, strict=True) if grid and len(masks)]
     supervised = int((batch.next_labels_R != IGNORED).sum())
-    marks = config.prompts * config.hidden**2 if config.prompting == "injected" else 0
+    first, second = _patch(config)
     counts = {
-        "patches": len(batch.patches_NP) * 3 * config.patch**2 * config.hidden,
-        "prompts": marks,
+        "patches": len(batch.patches_NP) * first,
+        "second layer": len(batch.patches_NP) * second,
+        "prompts": _marks(config),
         "decoder": config.layers * len(batch.tokens_R) * _block(config),
         "attention": config.layers * 2 * config.heads * config.head_dim * sum(map(seen_pairs, batch.spans)),
         "language head": supervised * config.hidden * rows,
@@ -51,6 +52,19 @@ def training_flops(config: StudentConfig, batch: Batch, rows: int, every_picture
 def seen_pairs(span: Span) -> int:
     """How many pairs (who looks, at whom) a sample has: its block with all of itself, its text with what stands before."""
     return span.block**2 + (span.length * (span.length + 1) - span.block * (span.block + 1)) // 2
+
+
+def _patch(config: StudentConfig) -> tuple[int, int]:
+    """Multiplications of a patch's numbers, and, in EVEv2, of what its four parts have become."""
+    numbers = 3 * config.patch**2
+    if config.eve is None:
+        return numbers * config.hidden, 0
+    return numbers * config.eve.channels, 4 * config.eve.channels * config.hidden
+
+
+def _marks(config: StudentConfig) -> int:
+    """Multiplications that project the prompts, which EVEv2 adds as they are."""
+    return config.prompts * config.hidden**2 if config.prompting == "injected" and config.eve is None else 0
 
 
 def _block(config: StudentConfig) -> int:

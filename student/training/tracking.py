@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from schemas.errors import MissingLibrary, Preempted
+from schemas.errors import DataError, MissingLibrary, Preempted
 from student.train_config import TrackingConfig
 from student.training.flops import peak
 
@@ -122,12 +122,20 @@ class MLflow:
         except ImportError as error:
             raise MissingLibrary(str(error), "train.tracking.mlflow", "pip install 'sailyard[mlflow]'") from None
         self.client, self.metric, self.failure = MlflowClient(place), Metric, MlflowException
+        try:
+            self.id = self._opened(run)
+        except self.failure as error:
+            what = f"MLflow cannot be opened: {' '.join(str(error).split())}"
+            raise DataError(what, f"train.tracking.mlflow = {place}", "Start its server, or leave it out.") from None
+
+    def _opened(self, run: str) -> str:
+        """The id of the run, which is running."""
         experiment = self.client.get_experiment_by_name("sailyard")
         number = experiment.experiment_id if experiment else self.client.create_experiment("sailyard")
         found = self.client.search_runs([number], f"tags.`{RUN_TAG}` = '{run}'", max_results=1)
         made = found[0] if found else self.client.create_run(number, tags={RUN_TAG: run}, run_name=run[:8])
-        self.id = made.info.run_id
-        self.client.update_run(self.id, status="RUNNING")
+        self.client.update_run(made.info.run_id, status="RUNNING")
+        return made.info.run_id
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)

@@ -6,7 +6,7 @@ weights and the history of one that was not, bit for bit on CPUs with the same n
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 
@@ -128,10 +128,10 @@ def _places(config: TrainConfig, rank: int, workers: int) -> range:
 def _shown(setup: TrainSetup, first: int, report: Report, pace: Pace) -> Iterator[Callable[[Row, Row], None]]:
     """A function that shows a step's row and what it took: now and then, and the last."""
     config, name, order = setup.train, fingerprint(setup.identity), setup.order()
-    if parallel.worker()[0]:
-        yield lambda row, took: None
-        return
-    with trackers(config.tracking, name, first) as others:
+    mine = parallel.worker()[0] == 0
+    with ExitStack() as held:
+        opened = lambda: held.enter_context(trackers(config.tracking, name, first)) if mine else []  # noqa: E731
+        others = parallel.on_all(opened, setup.device)  # where that fails, nobody waits in the first step
 
         def show(row: Row, took: Row) -> None:
             if row["step"] % config.log_every and row["step"] != config.steps:
@@ -142,7 +142,7 @@ def _shown(setup: TrainSetup, first: int, report: Report, pace: Pace) -> Iterato
             parts = {f"seen/{part}": count for part, count in seen(setup.corpus, order, row["samples"]).items()}
             report(row | parts | {"steps": config.steps} | pace.total())
 
-        yield show
+        yield show if mine else lambda row, took: None
 
 
 @contextmanager

@@ -3,6 +3,8 @@
     a Qwen2 or Qwen2.5 model     the transformer; pixels, prompts and mask head stay as they were drawn
     an early-fusion base         the same with `vis_embed`, and `vision_patch_size` in its config
     a Pixel-SAIL student         all of it, as `sailyard export` writes it
+    for one in EVEv2's layout    EVEv2 itself, all but prompts and mask head; or a Qwen2 model, whose weights are taken for text
+                                 and for what is seen
 
 Read are config.json, the tokenizer's files and safetensors; no pickle, no code. Every size must be the student's.
 
@@ -73,13 +75,15 @@ def load(student: PixelSail, vocabulary: Vocabulary, base: BaseConfig, seed: int
     folder = locate(base)
     require_sizes(student.config, folder)
     found = convert.read(folder, pickles=False)
-    convert.refuse_eve(found, str(folder))
     whole = any("single_transformer." in name for name in found)
     named = found if whole else {f"single_transformer.{name}": tensor for name, tensor in found.items()}
     named = {name: tensor for name, tensor in named.items() if not name.endswith("rotary_emb.inv_freq")}
+    if student.config.eve and not (whole or convert.eve_tensors(named)):
+        named |= _twice(student.state_dict(), named)
+    convert.require_layout(named, student.config, str(folder))
     tensors, _ = convert.own(named, str(folder), tied=student.config.tie_embeddings)
     state = student.state_dict()
-    convert.require_fit(state, tensors, str(folder), spare=() if whole else _not_in_a_base(state), resized=_TABLES)
+    convert.require_fit(state, tensors, str(folder), spare=() if whole else _not_in_a_base(state, tensors), resized=_TABLES)
     rows = Rows.of(vocabulary, folder, _table(tensors, student.config, folder))
     generator = torch.Generator().manual_seed(seed)
     tables = {name: _resized(tensors[name], rows, generator) for name in _TABLES if name in tensors}
@@ -169,7 +173,14 @@ def _table(tensors: dict[str, Tensor], config: StudentConfig, folder: Path) -> i
     return found.pop()[0]
 
 
-def _not_in_a_base(state: dict[str, Tensor]) -> set[str]:
-    """What a model of text has not: pixels, prompts, and everything beside the transformer."""
-    new = ("single_transformer.model.vis_embed.", "single_transformer.model.vp_embed.")
+def _twice(state: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model of text gives its weights for what is seen, too: so EVEv2 begins."""
+    pairs = ((name, found.get(name.replace("moe_", ""))) for name in state if "moe_" in name)
+    return {name: tensor for name, tensor in pairs if tensor is not None}
+
+
+def _not_in_a_base(state: dict[str, Tensor], found: dict[str, Tensor]) -> set[str]:
+    """What may be missing: prompts, pixels where the base reads none, and everything beside the transformer."""
+    parts = (f"single_transformer.model.{name}." for name in ("vis_embed", "vision_tower", "vp_embed"))
+    new = tuple(part for part in parts if not any(name.startswith(part) for name in found))
     return {name for name in state if name.startswith(new) or not name.startswith("single_transformer.")}

@@ -1,6 +1,7 @@
 """Weights in the layout of the authors' release, in and out.
 
-The student's tensors have the names of the release, so what is converted is what stands around them:
+The student's tensors have the names of the release, those of the 7B variant too (eve/), so what is converted is what stands
+around them:
 
     a folder of safetensors, or of *.bin, in one file or many; a file .safetensors, .pth, .pt or .bin
     wrappings        the dictionaries that DeepSpeed and mmengine put around a state dict, the prefixes that others put
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from schemas.errors import ConfigError, DataError
 from schemas.storage import Folder
+from student.config import StudentConfig
 from student.model import PixelSail
 from student.weights.published import read_json
 
@@ -49,22 +51,8 @@ _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _ON_READING = (pickle.UnpicklingError, struct.error, zipfile.BadZipFile, EOFError, OSError, RuntimeError)
 _DAMAGE = (*_ON_READING, ValueError, LookupError, TypeError, AttributeError, AssertionError)
 
-# The tensors of the EVEv2-7B variant that no Qwen student has, by the end of their names: C channels of its vision tower,
-# H hidden, K all key or value heads, F feed-forward. The rest of its transformer is named as Qwen's.
-EVE_TENSORS: dict[str, tuple[str | int, ...]] = {
-    r"model\.vision_tower\.patch_embedding\.0\.weight": ("C", 3, 16, 16),
-    r"model\.vision_tower\.patch_embedding\.0\.bias": ("C",),
-    r"model\.vision_tower\.patch_embedding\.2\.weight": ("H", "C", 2, 2),
-    r"model\.vision_tower\.patch_embedding\.2\.bias": ("H",),
-    r"model\.vision_tower\.(class|split)_embedding": ("H",),
-    r"model\.layers\.\d+\.self_attn\.moe_(q|o)_proj\.weight": ("H", "H"),
-    r"model\.layers\.\d+\.self_attn\.moe_q_proj\.bias": ("H",),
-    r"model\.layers\.\d+\.self_attn\.moe_(k|v)_proj\.weight": ("K", "H"),
-    r"model\.layers\.\d+\.self_attn\.moe_(k|v)_proj\.bias": ("K",),
-    r"model\.layers\.\d+\.moe_mlp\.(gate|up)_proj\.weight": ("F", "H"),
-    r"model\.layers\.\d+\.moe_mlp\.down_proj\.weight": ("H", "F"),
-    r"model\.layers\.\d+\.moe_(input|post_attention)_layernorm\.weight": ("H",),
-}
+# What a student in the layout of EVEv2 has in its transformer and no Qwen student has.
+_EVE = re.compile(r"(^|\.)(vision_tower\.|moe_)")
 
 
 @dataclass(frozen=True)
@@ -78,7 +66,7 @@ class Loaded:
 def load(student: PixelSail, path: Path) -> Loaded:
     """Fill the student with a checkpoint of the release, which must fit it exactly."""
     found, where = read(path), str(path)
-    refuse_eve(found, where)
+    require_layout(found, student.config, where)
     tensors, ignored = own(found, where, tied=student.config.tie_embeddings)
     require_fit(student.state_dict(), tensors, where)
     student.load_state_dict(tensors)
@@ -147,18 +135,20 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_meta
 
 
-def eve_tensors(names: Iterable[str]) -> dict[str, tuple[str | int, ...]]:
-    """name -> shape of those names that belong to the EVEv2-7B layout alone."""
-    shapes = ((name, shape) for name in names for end, shape in EVE_TENSORS.items() if re.search(rf"(^|\.){end}$", name))
-    return dict(shapes)
+def eve_tensors(names: Iterable[str]) -> list[str]:
+    """Those of the names that only the layout of EVEv2 has."""
+    return sorted(name for name in names if _EVE.search(name))
 
 
-def refuse_eve(names: Iterable[str], where: str) -> None:
-    """DataError where a checkpoint is of the EVEv2-7B variant."""
+def require_layout(names: Iterable[str], config: StudentConfig, where: str) -> None:
+    """DataError where a checkpoint is of EVEv2 and the student is not, or the other way round."""
     found = eve_tensors(names)
-    if found:
-        what = f"EVEv2 layout: {len(found)} tensors that a Qwen student has not, such as {min(found)}"
-        raise DataError(what, where, "Give a checkpoint of a Qwen variant (0.5B or 3B); the 7B variant is another network.")
+    if found and not config.eve:
+        what = f"EVEv2 layout: {len(found)} tensors that a Qwen student has not, such as {found[0]}"
+        raise DataError(what, where, "Set [student.eve] and the sizes of that student, or give a checkpoint of 0.5B or 3B.")
+    if config.eve and not found:
+        what = "no EVEv2 layout: neither a vision tower nor weights for what is seen"
+        raise DataError(what, where, "Give a checkpoint of the 7B variant, or leave [student.eve] out.")
 
 
 def read(path: Path, *, pickles: bool = True) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from schemas.errors import ConfigError, DataError
 from schemas.storage import Folder
 from student.config import StudentConfig
 from student.model import PixelSail
-from student.vocabulary import BASE_TOKENS, Vocabulary, added_tokens
+from student.vocabulary import PICTURE_TOKENS, TEXT_TOKENS, Vocabulary, added_tokens
 from student.weights import convert
 from student.weights.base import PUBLISHED
 from student.weights.published import read_json
@@ -75,8 +75,8 @@ def _files(student: PixelSail, vocabulary: Vocabulary, card: str, shard_bytes: i
     yield CARD, card.encode()
     yield from _weights(student.state_dict(), shard_bytes)
     yield "tokenizer.json", vocabulary.to_json().encode()
-    yield "tokenizer_config.json", _json(_tokenizer(student.config))
-    yield "special_tokens_map.json", _json(_special(student.config))
+    yield "tokenizer_config.json", _json(_tokenizer(student.config, vocabulary))
+    yield "special_tokens_map.json", _json(_special(student.config, vocabulary))
     yield "generation_config.json", _json(_generation(vocabulary))
     yield CONFIG, _json(_config(student, vocabulary))
 
@@ -124,14 +124,15 @@ def _config(student: PixelSail, vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def _tokenizer(config: StudentConfig) -> dict[str, Any]:
+def _tokenizer(config: StudentConfig, vocabulary: Vocabulary) -> dict[str, Any]:
     plain = {"clean_up_tokenization_spaces": False, "model_max_length": config.max_length}
-    return {"tokenizer_class": "PreTrainedTokenizerFast", **plain, **_special(config)}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", **plain, **_special(config, vocabulary)}
 
 
-def _special(config: StudentConfig) -> dict[str, Any]:
-    end, *others = BASE_TOKENS
-    return {"eos_token": end, "pad_token": end, "additional_special_tokens": [*others, *added_tokens(config.prompts)]}
+def _special(config: StudentConfig, vocabulary: Vocabulary) -> dict[str, Any]:
+    end, known = TEXT_TOKENS[0], vocabulary.ids()
+    others = [token for token in (*TEXT_TOKENS[1:], *PICTURE_TOKENS, *added_tokens(config.prompts)) if token in known]
+    return {"eos_token": end, "pad_token": end, "additional_special_tokens": others}
 
 
 def _generation(vocabulary: Vocabulary) -> dict[str, Any]:

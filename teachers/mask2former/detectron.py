@@ -13,7 +13,7 @@ from schemas.errors import ConfigError, MissingLibrary
 from teachers import weights
 from teachers.mask2former import names
 from teachers.mask2former.config import Mask2FormerConfig, Mask2FormerSizes, ResNet, Swin
-from teachers.mask2former.network import read_original, require_sizes
+from teachers.mask2former.original import read_original, require_sizes
 
 INSTALL = (
     "Run `pip install 'git+https://github.com/facebookresearch/detectron2.git'` and "

@@ -19,7 +19,7 @@ from schemas.errors import ConfigError
 from teachers import pixels, weights
 from teachers.mask2former import labels, names
 from teachers.mask2former.config import Mask2FormerConfig, Mask2FormerSizes, ResNet, Swin
-from teachers.mask2former.pickled import read_pickled
+from teachers.mask2former.original import read_original, require_sizes
 
 GAIN = 1.41
 MULTIPLE = 32
@@ -126,18 +126,6 @@ def _load_original(config: Mask2FormerConfig, path: Path) -> PanopticNetwork:
     plan = architecture(config, require_sizes(config, path))
     state = names.from_original(read_original(path))
     return weights.fitted(lambda: PanopticNetwork(plan), state, path, spare=SPARE, unused=UNUSED)
-
-
-def require_sizes(config: Mask2FormerConfig, path: Path) -> Mask2FormerSizes:
-    """Raises `ConfigError` where the config does not say what network an original checkpoint is of."""
-    if config.sizes is None:
-        raise ConfigError("an original checkpoint does not say its architecture", str(path), "Set `sizes`.")
-    return config.sizes
-
-
-def read_original(path: Path) -> dict[str, Tensor]:
-    """The tensors of the authors' checkpoint: pickled arrays, or a file of torch."""
-    return read_pickled(path) if path.suffix == ".pkl" else weights.read_official(path)
 
 
 def sizes_of(published: Architecture, folder: Path) -> Mask2FormerSizes:

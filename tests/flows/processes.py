@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ def until(what: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 def children(pid: int) -> dict[int, str]:
-    """Command line by process id of the living children of `pid`."""
-    pids = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Command line by process id of the living children of `pid`, whichever of its threads has started them."""
+    pids: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # it may end meanwhile
+            pids += map(int, (thread / "children").read_text().split())
     lines = {child: Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode() for child in pids}
     return {child: line for child, line in lines.items() if line}
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from schemas.regions import Rle
 from schemas.storage import Folder
 from schemas.tables import PREDICTIONS
 from stages.report.ladder import Interval, Ladder, Rung, page
+from tests.flows.processes import children, is_alive, until
 from tests.flows.small import ROOT
 
 CONFIGS = ROOT / "flows" / "configs"
@@ -46,10 +48,13 @@ def test_every_config_can_be_planned(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = project(path)
     if config.source.kind == "coco":
-        for folder in config.source.images:
-            Folder(folder.path).write("000000000001.jpg", b"not looked at")
+        for number, folder in enumerate(config.source.images):
+            Folder(folder.path).write(f"{number:012}.jpg", b"not looked at")
         for file in config.source.files():
-            file.folder.write(file.name, b"[]")
+            if file.kind == "reasoning":  # a folder
+                Folder(file.url).write("000000000001.json", b"{}")
+            else:
+                file.folder.write(file.name, b"[]")
             for masks in filter(None, [file.masks]):
                 masks.write("000000000001.png", b"not looked at")
     assert {row.state.kind for row in planned(config).rows} == {"missing"}
@@ -160,6 +165,17 @@ def test_rungs_that_are_not_trained_alike_are_refused(tmp_path):
     twin.write_text(f'extends = "{RUNGS[0]}"\n')
     with pytest.raises(ConfigError, match="two rungs of one file name"):
         climb([RUNGS[0], twin], seeds=1, sets=[], folder=tmp_path, at_once=1, tell=str)
+
+
+def test_an_interruption_is_a_line_and_leaves_no_process_behind(tmp_path):
+    """A signal that comes to the ladder alone, not to its group as Ctrl-C does, while it makes what runs share."""
+    command = [sys.executable, "benchmarks/ladder.py", str(RUNGS[0]), "--seeds", "1", "--folder", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as climbing:
+        below = until(lambda: children(climbing.pid), 30)
+        climbing.send_signal(signal.SIGINT)
+        _, told = climbing.communicate(timeout=60)
+    assert (climbing.returncode, told) == (130, "interrupted: what is done is kept, type it again\n")
+    assert not any(map(is_alive, below))
 
 
 @pytest.mark.slow

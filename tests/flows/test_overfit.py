@@ -119,5 +119,6 @@ def test_eight_photographs_are_learned_by_heart(trained):
         found = answer.masks(*target.shape)
         found = found[0] if len(found) else np.zeros_like(target)
         shared, union = shared + np.count_nonzero(found & target), union + np.count_nonzero(found | target)
+    print(f"cIoU {shared / union:.3f} over {len(questions)} expressions")
     assert len(questions) >= PICTURES
     assert shared / union >= 0.9

@@ -5,24 +5,55 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
+from typer.testing import CliRunner
 
-from tests.flows.asked import HEIGHT, POINT, QUESTION, WIDTH, write_project
-from tests.flows.small import COMMAND, ROOT, sailyard
+from flows.answers import Writing
+from flows.cli import app
+from flows.config import Project
+from flows.page import name_of, served
+from flows.predict import Machine
+from stages.sources.shapes.config import ShapesConfig
+from tests.flows.asked import HEIGHT, POINT, QUESTION, STEPS, WIDTH, write_project
+from tests.flows.small import COMMAND, ROOT
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gradio") is not None, reason="gradio is installed")
-def test_without_gradio_the_page_says_how_to_get_it(tmp_path: Path):
-    config = tmp_path / "any.toml"
-    config.write_text(f'name = "any"\nworkspace = "{tmp_path}"\nsource.kind = "shapes"\n')
-    done = sailyard("predict", config, "--serve")
-    assert done.returncode == 1
+@pytest.mark.parametrize("named", [["any.toml"], ["--checkpoint", "runs/train/step-00000007"]])
+def test_without_gradio_the_page_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: list[str]):
+    monkeypatch.chdir(tmp_path)
+    Path("any.toml").write_text('name = "any"\nworkspace = "runs"\nsource.kind = "shapes"\n')
+    done = CliRunner().invoke(app, ["predict", *named, "--serve"])
+    assert done.exit_code == 1
     assert done.stderr.splitlines() == ["error: --serve: the page needs gradio. Install it: pip install 'sailyard[page]'."]
 
 
+@pytest.mark.parametrize(
+    ("folder", "step", "name"),
+    [
+        ("runs/quickstart/train/step-00000400", 400, "quickstart"),
+        ("s3://bucket/runs/small/train/step-00000400/", 400, "small"),
+        ("exported/small-400", None, "small-400"),
+    ],
+)
+def test_the_page_goes_by_the_project_or_else_by_what_its_folder_is_called(folder: str, step: int | None, name: str):
+    project = Project(name="ours", workspace="runs/theirs", source=ShapesConfig(kind="shapes"))
+    told = {"folder": folder, "step": step}
+    assert (name_of(Machine(), told), name_of(project, told)) == (name, "ours")
+
+
+@pytest.mark.page
+def test_a_folder_that_says_what_it_is_has_a_page_without_a_config(tmp_path: Path):
+    write_project(tmp_path)
+    checkpoint = str(tmp_path / "runs" / "train" / f"step-{STEPS:08d}")
+    with served(Machine(), checkpoint, Writing(), None) as url, urlopen(url) as page:
+        assert "<title>runs · Sailyard</title>" in page.read().decode()
+
+
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """The URL of the page, which the command serves in a process of its own, and the picture that its student knows."""
     folder = tmp_path_factory.mktemp("page")
     command = [*COMMAND, "predict", str(write_project(folder)), "--serve", "--max-new-tokens", "16"]
@@ -35,11 +66,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
 
 
 @pytest.fixture
-def page(served: tuple[str, Path]):
+def page(address: tuple[str, Path]):
     """The page with the picture open; an error of its scripts fails the test."""
     from playwright.sync_api import sync_playwright
 
-    url, scene = served
+    url, scene = address
     faults: list[str] = []
     with sync_playwright() as playwright:
         options = ["--no-sandbox", "--disable-background-networking"]

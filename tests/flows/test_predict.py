@@ -200,12 +200,6 @@ def test_a_folder_that_says_too_little_is_told_so_in_a_line(
     assert "Error:" not in done.stderr, "a fault of ours"
 
 
-def test_the_page_wants_a_config(exported: Path):
-    done = CliRunner().invoke(app, ["predict", "--checkpoint", str(exported), "--serve"])
-    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
-    assert "--serve: the page is a project's" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("args", "says"),
     [

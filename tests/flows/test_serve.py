@@ -89,7 +89,9 @@ def test_cancelling_a_run_ends_its_work_on_ray(prefect_server, tmp_path):
     subprocess.run([*run, "--only", "source", "--only", "images"], cwd=ROOT, check=True, timeout=200)
     with serving(config, workspace) as server, get_client(sync_client=True) as client:
         whole = deployments(client, "rays")["flows.distill.distill"]
-        flow_run = client.create_flow_run_from_deployment(whole.id, parameters={"only": ["features/mask2former"]})
+        flow_run = client.create_flow_run_from_deployment(
+            whole.id, parameters={"only": ["passport/mask2former", "features/mask2former"]}
+        )
         until(lambda: len(list(workspace.rglob("*.arrow"))) > 1, 120)
         client.set_flow_run_state(flow_run.id, Cancelling())
         state = until(lambda: (s := client.read_flow_run(flow_run.id).state).is_final() and s)

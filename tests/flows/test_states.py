@@ -10,7 +10,7 @@ from flows.progress import Meter
 from flows.states import State, clear, state_of
 from flows.steps import make_step
 from schemas.artifact import RECORD, Artifact, verify
-from schemas.errors import StageFailed, StaleArtifact
+from schemas.errors import BrokenArtifact, StageFailed, StaleArtifact
 from schemas.storage import Folder
 from tests.flows.tiny import SHARDS, chain
 
@@ -114,6 +114,13 @@ def test_stale_is_refused_unless_only_inputs_differ_under_a_rebuild(made, worksp
         make_step(steps[1], found, nothing)
     again = make_step(steps[1], found, nothing, rebuild="counted")
     assert (again.how, again.state.rows) == ("computed", 4 * SHARDS)
+
+
+def test_what_is_to_be_made_anew_stays_until_that_can_begin(made, workspace, tmp_path):
+    steps = chain(tmp_path / "diary", rows=4)
+    with pytest.raises(BrokenArtifact, match=r"group/copied: its inputs are not complete: counted \(stale\)"):
+        make_step(steps[1], artifacts(steps, workspace), nothing, rebuild="counted")
+    assert state_of(made["group/copied"]).kind == "done"
 
 
 def test_an_object_store_serves_as_well(s3_bucket, tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from schemas.config import Config, differences, execution, fingerprint, override, parse, read_toml
+from schemas.config import Config, differences, execution, fingerprint, later, override, parse, read_toml
 from schemas.errors import ConfigError
 
 
@@ -21,6 +21,16 @@ def test_identity_leaves_execution_out_at_every_depth():
     two = Whole(part=Part(workers=9), parts={"x": Part(workers=6)}, optional=Part(workers=8))
     assert one.identity() == two.identity()
     assert one.identity() == {"name": "a", "part": {"size": 1}, "parts": {"x": {"size": 1}}, "optional": {"size": 1}}
+
+
+def test_a_field_that_came_later_counts_once_it_is_used():
+    class Grown(Config):
+        size: int = 1
+        kinds: dict[str, str] = later({})
+        part: Part | None = later(None)
+
+    assert Grown().identity() == Grown(kinds={}).identity() == {"size": 1}
+    assert Grown(kinds={"a": "b"}, part=Part()).identity() == {"size": 1, "kinds": {"a": "b"}, "part": {"size": 1}}
 
 
 def test_fingerprint_ignores_order_and_nothing_else():

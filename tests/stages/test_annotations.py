@@ -130,6 +130,28 @@ def test_statements_without_a_picture_are_counted_and_named(data: Dataset):
     assert {path.suffix for path in (data.root / "ws" / "annotations").iterdir()} == {".parquet"}
 
 
+def test_conversations_find_their_picture_and_text_alone_is_counted(data: Dataset):
+    for name in ("a.png", "b.png"):
+        data.picture(name)
+    talk = [{"from": "human", "value": "<image>\nWho is it?"}, {"from": "gpt", "value": "Nobody."}]
+    records = [{"id": n, "image": f"set/{name}", "conversations": talk} for n, name in enumerate(("a.png", "../../a.png"))]
+    records += [{"id": n, "conversations": talk} for n in (2, 3)]
+    data.write("conversations", "llava.json", records, split="train", names={"set/": ""})
+    rows, outcome = data.annotations()
+    turns = [{"question": "Who is it?", "answer": "Nobody."}]
+    assert rows["a.png"]["conversations"] == [
+        {"turns": turns, "pointed": [], "segmented": [], "split": "train", "source": "llava"}
+    ]
+    assert rows["b.png"]["conversations"] is None
+    assert outcome.summary["conversations"] == {"train": 1}
+    assert outcome.summary["pictures"] == {"neither": 1, "train": 1}
+    assert outcome.summary["without_picture"] == {"llava": 3}
+    assert outcome.failures == [
+        "llava: the name '../../a.png' climbs out of its folder: 1 statements",
+        "llava: it has no picture, and text alone is not learned from: 2 statements",
+    ]
+
+
 def test_a_run_that_ends_while_another_is_at_it_leaves_it_what_was_lost(data: Dataset):
     """The second begins, ends and seals as the first has its shards; it is also a resume with nothing missing."""
     data.picture("a.png")

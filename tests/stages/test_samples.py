@@ -4,10 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from schemas.annotations import Caption, Choice, Expression, Reference, Tag
-from schemas.dialogue import Sample
+from schemas.annotations import Caption, Choice, Conversation, Expression, Reference, Tag
+from schemas.dialogue import Sample, Turn
 from schemas.regions import Rle, Segment
 from schemas.tables import ANNOTATIONS, SEGMENTS, left_out, revive
+from stages import phrases
 from stages.prompts import PromptsStage
 from stages.samples import SamplesStage
 
@@ -191,3 +192,139 @@ def test_rows_depend_on_the_image_alone_and_failed_images_say_nothing():
     both = samples(SamplesStage(), annotation("a"), annotation("b"))
     assert [s for s in both if s.image_key == "b"] == samples(SamplesStage(), annotation("b"))
     assert samples(SamplesStage(), annotation("a", error="data: bad")) == []
+
+
+# -- conversations, and forms of asking ----------------------------------------------------------------------------------
+
+
+def conversations(*said: Conversation, split: str = "train", **stage) -> list[Sample]:
+    row = annotation("k", split, expressions=[], conversations=list(said))
+    return samples(SamplesStage(tasks=("conversation",), **stage), row)
+
+
+def test_a_conversation_is_a_dialogue_of_its_own_with_its_turns_in_order():
+    turns = [[Turn(f"question {n}.{k}", f"answer {n}.{k}") for k in range(7)] for n in range(2)]
+    made = conversations(*(Conversation(each, [], [], "train", "llava") for each in turns), turns=2, by_source=True)
+    assert [sample.turns for sample in made] == turns
+    assert {(sample.task, sample.source) for sample in made} == {("conversation", "llava")}
+    assert [sample.sample_id for sample in made] == ["k-conversation-0", "k-conversation-1"]
+
+
+def test_tags_of_a_conversation_are_marks_or_masks_wherever_they_stand():
+    pointed, segmented = [Tag("<object0>", 3), Tag("<object3>", 2)], [Tag("<object1>", 1), Tag("<object2>", 4)]
+    turns = [Turn("Who is here?", "<object1> and <object0>"), Turn("Left of <object0>?", "<object2>, <object1>")]
+    (sample,) = conversations(Conversation(turns, pointed, segmented, "train", "c"))
+    assert sample.turns == [Turn("Who is here?", "[SEG] and <Prompt0>"), Turn("Left of <Prompt0>?", "[SEG], [SEG]")]
+    assert [(slot.index, slot.rle) for slot in sample.prompts] == [(k, SEGMENTS_1_TO_4[n].rle) for k, n in ((0, 2), (1, 1))]
+    for rle, number in zip(sample.masks, (1, 4, 1), strict=True):
+        assert np.array_equal(rle.mask(), block(number))
+
+
+def test_an_empty_question_asks_for_a_grounded_description():
+    said = [
+        Conversation([Turn("", f"<p> cup {n} </p> <object0>")], [], [Tag("<object0>", n)], "train", "gcg") for n in range(1, 5)
+    ]
+    trained = conversations(*said)
+    assert {sample.turns[0].question for sample in trained} <= set(phrases.GROUNDED)
+    assert len({sample.turns[0].question for sample in trained}) > 1
+    assert [sample.turns[0].answer for sample in trained] == [f"<p> cup {n} </p> [SEG]" for n in range(1, 5)]
+    held_out = Conversation(said[0].turns, [], said[0].segmented, "evaluation", "gcg")
+    (asked,) = conversations(held_out, split="evaluation")
+    assert asked.turns[0].question == phrases.GROUNDED[0]
+
+
+def test_who_points_may_be_asked_about_a_mark_that_is_not_there_and_for_short_answers():
+    fifteen = [Tag(f"<object{k}>", k % 4 + 1) for k in range(15)]
+    said = [Conversation([Turn("Is <object0> red?", "Yes")], tags, [], "train", "c") for tags in (fifteen[:1], fifteen)]
+    said += [Conversation([Turn("Is it red?", "Yes")], [], [], "train", "c")]
+    one, many, none = conversations(*said, negative_rate=1.0, forms={"c": "short"})
+    assert [turn.answer for turn in one.turns] == ["<Prompt14> is not in the image.", "Yes"]
+    assert one.turns[1].question == f"Is <Prompt0> red? {phrases.IN_A_WORD}"
+    assert len(many.turns) == 2
+    assert len(many.prompts) == 4
+    assert [turn.answer for turn in none.turns] == ["Yes"]
+
+
+def test_conversations_that_cannot_be_held_are_counted():
+    unknown = Conversation([Turn("Who?", "<object0>")], [], [Tag("<object0>", 9)], "train", "c")
+    many = Conversation([Turn("Which?", "Both")], [Tag("<object0>", 1), Tag("<object1>", 2)], [], "train", "c")
+    crowd = [*SEGMENTS_1_TO_4, Segment(5, "cup", True, True, 1.0, "instances", Rle.of(block(1)))]
+    pointed = Conversation([Turn("Who is <object0>?", "A crowd")], [Tag("<object0>", 5)], [], "train", "c")
+    shown = Conversation([Turn("Where are they?", "<object0>")], [], [Tag("<object0>", 5)], "train", "c")
+    row = annotation("k", objects=crowd, expressions=[], conversations=[unknown, many, pointed, shown])
+    table = written(SamplesStage(tasks=("conversation",), prompts=1), row)
+    assert left_out(table) == {
+        "conversation: it names what is no object": 1,
+        "conversation: it points with more than 1 prompts": 1,
+        "conversation: its object has no prompt": 1,
+    }
+    assert [turns[0]["answer"] for turns in table.column("turns").to_pylist()] == ["[SEG]"]
+
+
+def test_what_is_no_task_of_the_project_is_counted():
+    row = annotation("k", conversations=[Conversation([Turn("Who?", "Nobody")], [], [], "train", "c")])
+    assert left_out(written(SamplesStage(), row)) == {"conversation: not among samples.tasks": 1}
+
+
+def test_annotations_from_before_there_were_conversations_give_the_same_dialogues():
+    stage = SamplesStage(tasks=("segmentation", "conversation"))
+    new = ANNOTATIONS.rows([annotation("k")])
+    prompts = PromptsStage().draw({"segments": SEGMENTS.rows([{"image_key": "k", "segments": SEGMENTS_1_TO_4}])})
+    made = [stage.write({"annotations": each, "prompts": prompts}) for each in (new, new.drop_columns(["conversations"]))]
+    assert len(made[0]) == 1
+    assert made[0].equals(made[1], check_metadata=True)
+
+
+def test_an_empty_target_needs_no_prompt_and_is_an_empty_mask():
+    nothing = [*SEGMENTS_1_TO_4, Segment(5, "", True, False, 1.0, "reason", Rle.of(np.zeros((40, 40), bool)))]
+    asked = Reference("What sleeps? Output a mask.", "<object0>", [Tag("<object0>", 5)], "evaluation", "reason")
+    row = annotation("k", "evaluation", objects=nothing, expressions=[], references=[asked])
+    (sample,) = samples(SamplesStage(), row)
+    assert (sample.turns[0].answer, sample.masks[0].area, sample.masks[0].height) == ("It is [SEG].", 0, 40)
+    pointed = Reference("What is <object0>?", "A hole", [Tag("<object0>", 5)], "evaluation", "reason")
+    assert samples(SamplesStage(), row | {"references": [pointed]}) == []
+
+
+def test_short_captions_are_asked_for_as_such_and_an_object_has_one_in_a_dialogue():
+    captions = [Caption(n, f"text {n}{letter}", "train", "short/train") for n in (1, 2) for letter in "abc"]
+    captions += [Caption(3, "in detail", "train", "long")]
+    stage = SamplesStage(tasks=("caption",), by_source=True, forms={"short": "short"}, negative_rate=1.0)
+    made = samples(stage, annotation("k", captions=captions))
+    short = [sample for sample in made if sample.source == "short/train"]
+    (question,) = phrases.SHORT
+    told: list[str] = []
+    for sample in short:
+        numbers = [re.fullmatch(r"<Prompt\d+>: text (\d[abc])", turn.answer) for turn in sample.turns]
+        here = [found[1] for found in numbers if found]
+        assert {turn.question for turn in sample.turns} <= {question.format(f"<Prompt{n}>") for n in range(15)}
+        assert sorted(number[0] for number in here) == ["1", "2"]
+        told += here
+    assert sorted(told) == ["1a", "1b", "1c", "2a", "2b", "2c"]
+    (long,) = (sample for sample in made if sample.source == "long")
+    assert not any("few words" in turn.question for turn in long.turns)
+
+
+def test_what_is_described_is_asked_for_by_its_whole_description():
+    said = [Expression("A Cup. It is red.", [1], "train", "described"), Expression("A Cup.", [2], "train", "named")]
+    stage = SamplesStage(by_source=True, phrasings=1, forms={"described": "described"})
+    described, named = samples(stage, annotation("k", expressions=said))
+    assert described.turns[0].question == phrases.DESCRIBED[0].format("A Cup. It is red.")
+    assert named.turns[0].question == "Please segment a cup here."
+
+
+def test_classes_are_asked_for_as_a_whole_and_things_one_by_one_in_one_turn():
+    stage = SamplesStage(by_source=True, phrasings=1, forms={"all": "semantic"})
+    whole = Expression("all the cup", [1, 2], "train", "all")
+    each = Reference(
+        "Segment cup.", "cup-1 <object0> cup-2 <object1>.", [Tag(f"<object{k}>", k + 3) for k in (0, 1)], "train", "i"
+    )
+    together, apart = samples(stage, annotation("k", expressions=[whole], references=[each]))
+    assert together.turns[0].question == f"Please segment all the cup here. {phrases.SEMANTIC}"
+    assert np.array_equal(together.masks[0].mask(), block(1) | block(2))
+    assert apart.turns == [Turn("Segment cup.", "cup-1 [SEG] cup-2 [SEG].")]
+    assert [np.array_equal(rle.mask(), block(number)) for rle, number in zip(apart.masks, (3, 4), strict=True)] == [True, True]
+
+
+def test_samples_without_forms_are_known_by_what_they_were_known_by():
+    assert "forms" not in SamplesStage().identity()
+    assert SamplesStage(forms={"a": "short"}).identity()["forms"] == {"a": "short"}

@@ -34,7 +34,9 @@ def square(height: int, width: int, top: int, left: int, side: int) -> np.ndarra
     return mask
 
 
-def pointed(rng: np.random.Generator, height: int, width: int, masks: int, **over: Any) -> Example:
+def pointed(
+    rng: np.random.Generator, height: int, width: int, masks: int, *, config: StudentConfig | None = None, **over: Any
+) -> Example:
     """A dialogue with `masks` turns that each answer by a mask, two of its regions marked by prompts."""
     marks = [square(height, width, 2 + 7 * k, 3 + 5 * k, 6 + 4 * k) for k in range(max(masks, 2))]
     turns = [(f"Please segment number {k}.", "It is [SEG].") for k in range(masks)] or [("What is <Prompt1>?", "A square.")]
@@ -45,12 +47,12 @@ def pointed(rng: np.random.Generator, height: int, width: int, masks: int, **ove
         "masks": marks[:masks],
         "sample_id": f"{height}x{width}",
     }
-    return encode(micro_vocabulary(), micro_config(), **(settings | over))
+    return encode(micro_vocabulary(), config or micro_config(), **(settings | over))
 
 
-def spoken(question: str = "What is red?", answer: str = "A circle.") -> Example:
+def spoken(question: str = "What is red?", answer: str = "A circle.", *, config: StudentConfig | None = None) -> Example:
     """A dialogue without a picture."""
-    return encode(micro_vocabulary(), micro_config(), turns=[(question, answer)], sample_id="text")
+    return encode(micro_vocabulary(), config or micro_config(), turns=[(question, answer)], sample_id="text")
 
 
 def extended(example: Example, tokens: list[int]) -> Example:

@@ -41,17 +41,23 @@ def picture_size(width: int, height: int, patch: int, max_side: int) -> tuple[in
     return (new_long, new_short) if width >= height else (new_short, new_long)
 
 
-def resampled(lines_nE: np.ndarray, size: int) -> np.ndarray:
-    """The lines of a picture as `size` lines, as Pillow's bilinear filter does it: a triangle as wide as the shrinking, weights
-    of 22 binary digits, rounded to whole grey values."""
+def triangle(x: float) -> float:
+    """What Pillow's bilinear filter is made of."""
+    return max(1 - abs(x), 0.0)
+
+
+def resampled(lines_nE: np.ndarray, size: int, shape: Callable[[float], float] = triangle, width: int = 1) -> np.ndarray:
+    """The lines of a picture as `size` lines, as Pillow's filters do it: a `shape` that is zero beyond `width`, as wide as the
+    shrinking, weights of 22 binary digits, rounded to whole grey values."""
     count, made = len(lines_nE), []
     scale = count / size
-    reach = max(scale, 1.0)
+    stretch = max(scale, 1.0)
     for i in range(size):
-        centre = (i + 0.5) * scale
+        centre, reach = (i + 0.5) * scale, width * stretch
         first, end = max(int(centre - reach + 0.5), 0), min(int(centre + reach + 0.5), count)
-        weights = [max(1 - abs(j + 0.5 - centre) / reach, 0.0) for j in range(first, end)]
-        whole = [math.floor(weight / sum(weights) * (1 << 22) + 0.5) for weight in weights]
+        weights = [shape((j + 0.5 - centre) / stretch) for j in range(first, end)]
+        exact = [weight / sum(weights) * (1 << 22) for weight in weights]
+        whole = [int(weight + math.copysign(0.5, weight)) for weight in exact]
         total = sum(weight * lines_nE[j].astype(int) for j, weight in zip(range(first, end), whole, strict=True))
         made.append(np.clip((total + (1 << 21)) >> 22, 0, 255))
     return np.array(made)
@@ -59,15 +65,20 @@ def resampled(lines_nE: np.ndarray, size: int) -> np.ndarray:
 
 def picture_patches(image_HWC: np.ndarray, config: StudentConfig) -> tuple[list[Vector], tuple[int, int]]:
     """The patches row by row, each (3·p·p) in the order channel, row, column; and their grid (h, w)."""
-    p = config.patch
-    width, height = picture_size(image_HWC.shape[1], image_HWC.shape[0], p, config.max_side)
+    width, height = picture_size(image_HWC.shape[1], image_HWC.shape[0], config.patch, config.max_side)
     wide_WHC = resampled(image_HWC.transpose(1, 0, 2), width)
-    pixels_HWC = resampled(wide_WHC.transpose(1, 0, 2), height)
-    patches = []
+    return cut(resampled(wide_WHC.transpose(1, 0, 2), height), config.patch, MEAN, DEVIATION)
+
+
+def cut(
+    pixels_HWC: np.ndarray, p: int, mean: Sequence[float], deviation: Sequence[float]
+) -> tuple[list[Vector], tuple[int, int]]:
+    """The patches of a picture of whole patches, and their grid."""
+    height, width, patches = *pixels_HWC.shape[:2], []
     for row in range(height // p):
         for column in range(width // p):
             places = [(c, row * p + y, column * p + x) for c in range(3) for y in range(p) for x in range(p)]
-            patches.append(np.array([(pixels_HWC[y, x, c] / 255 - MEAN[c]) / DEVIATION[c] for c, y, x in places]))
+            patches.append(np.array([(pixels_HWC[y, x, c] / 255 - mean[c]) / deviation[c] for c, y, x in places]))
     return patches, (height // p, width // p)
 
 
@@ -170,16 +181,17 @@ class Reference:
         self.tensors = {name: np.asarray(tensor, np.float64) for name, tensor in tensors.items()}
 
     def __call__(self, raw: Raw) -> Made:
-        patches, grid = ([], None) if raw.image is None else picture_patches(raw.image, self.config)
-        tokens = tokens_of(raw, grid, self.vocabulary)
+        patches, grid = ([], None) if raw.image is None else self.patches(raw.image)
+        tokens = self.tokens(raw, grid)
         x_LH = [self.embedded(tokens, patches, i) for i in range(len(tokens.ids))]
         for layer in range(self.config.layers):
             x_LH = self.block(f"single_transformer.model.layers.{layer}", x_LH, tokens)
         hidden_LH = [self.normed("single_transformer.model.norm", x) for x in x_LH]
-        patches_hwH = np.array(hidden_LH[1 : 1 + len(patches)]).reshape(*grid, -1) if grid else None
+        seen = [x for x, patch in zip(hidden_LH, tokens.patch, strict=True) if patch >= 0]
+        patches_hwH = np.array(seen).reshape(*grid, -1) if grid else None
         features_hws = None if patches_hwH is None else self.mask_features(patches_hwH)
         seg = self.vocabulary.encode("[SEG]")[0]
-        asked = [x for x, token in zip(hidden_LH, tokens.ids, strict=True) if token == seg]
+        asked = [x for x, label in zip(hidden_LH, tokens.labels, strict=True) if label == seg]
         supervised = [i for i, label in enumerate(tokens.labels) if label != IGNORED]
         return Made(
             tokens,
@@ -189,6 +201,16 @@ class Reference:
             features_hws=features_hws,
             mask_logits_nhw=np.array([self.mask(self.query(x), features_hws) for x in asked]),
         )
+
+    def patches(self, image_HWC: np.ndarray) -> tuple[list[Vector], tuple[int, int]]:
+        return picture_patches(image_HWC, self.config)
+
+    def tokens(self, raw: Raw, grid: tuple[int, int] | None) -> Tokens:
+        return tokens_of(raw, grid, self.vocabulary)
+
+    def of(self, name: str, tokens: Tokens, i: int) -> str:
+        """The part of that name that token i goes through."""
+        return name
 
     def linear(self, name: str, x: Vector) -> Vector:
         product = self.tensors[f"{name}.weight"] @ x
@@ -213,10 +235,17 @@ class Reference:
     def normed(self, name: str, x: Vector) -> Vector:
         return x / math.sqrt(x @ x / len(x) + self.config.norm_eps) * self.tensors[f"{name}.weight"]
 
+    def each(self, make: Callable[[str, Vector], Vector], name: str, x_LH: list[Vector], tokens: Tokens) -> list[Vector]:
+        """What each token's part of that name makes of it."""
+        return [make(self.of(name, tokens, i), x) for i, x in enumerate(x_LH)]
+
     def block(self, name: str, x_LH: list[Vector], tokens: Tokens) -> list[Vector]:
-        mixed_LH = self.attention(f"{name}.self_attn", [self.normed(f"{name}.input_layernorm", x) for x in x_LH], tokens)
+        normed_LH = self.each(self.normed, f"{name}.input_layernorm", x_LH, tokens)
+        mixed_LH = self.attention(f"{name}.self_attn", normed_LH, tokens)
         x_LH = [x + mixed for x, mixed in zip(x_LH, mixed_LH, strict=True)]
-        return [x + self.swiglu(f"{name}.mlp", self.normed(f"{name}.post_attention_layernorm", x)) for x in x_LH]
+        normed_LH = self.each(self.normed, f"{name}.post_attention_layernorm", x_LH, tokens)
+        fed_LH = self.each(self.swiglu, f"{name}.mlp", normed_LH, tokens)
+        return [x + fed for x, fed in zip(x_LH, fed_LH, strict=True)]
 
     def swiglu(self, name: str, x: Vector) -> Vector:
         gate, up = self.linear(f"{name}.gate_proj", x), self.linear(f"{name}.up_proj", x)
@@ -226,7 +255,7 @@ class Reference:
         """Query head q looks at key head q // (queries a key)."""
         length, size = len(x_LH), self.config.head_dim
         query, key, value = (
-            [self.linear(f"{name}.{part}_proj", x).reshape(-1, size) for x in x_LH] for part in ("q", "k", "v")
+            [x.reshape(-1, size) for x in self.each(self.linear, f"{name}.{part}_proj", x_LH, tokens)] for part in "qkv"
         )
         for i in range(length):
             query[i], key[i] = ([self.turned(head, tokens.positions[i]) for head in heads] for heads in (query[i], key[i]))
@@ -240,8 +269,8 @@ class Reference:
                 largest = max(scores)
                 weights = [math.exp(score - largest) for score in scores]
                 heads.append(sum(weight * value[j][k] for weight, j in zip(weights, seen, strict=True)) / sum(weights))
-            mixed_LH.append(self.linear(f"{name}.o_proj", np.concatenate(heads)))
-        return mixed_LH
+            mixed_LH.append(np.concatenate(heads))
+        return self.each(self.linear, f"{name}.o_proj", mixed_LH, tokens)
 
     def turned(self, x_D: Vector, place: tuple[int, int, int]) -> Vector:
         """Channel i turned together with channel i + D/2: the fast quarter by the row, the slow one by the column."""

@@ -10,6 +10,7 @@ from schemas.features import FeatureSpec
 from schemas.grids import PatchGrid
 from student.data.features import Column, Stored
 from student.fidelity import Judge, Reading, mean
+from student.model import PixelSail
 from tests.student.micro import micro_config, micro_vocabulary, picture
 
 CHANNELS, KEY = 8, "0" * 32
@@ -20,7 +21,7 @@ def scene(request, rng):
     """A judge, a picture, the teacher's own map of it, and the grid it is stored on."""
     config = micro_config()
     judge = Judge(
-        config=config,
+        student=PixelSail(config, micro_vocabulary(), torch.Generator().manual_seed(0)),
         vocabulary=micro_vocabulary(),
         reads=request.param,
         channels=CHANNELS,

@@ -54,7 +54,7 @@ def test_patches_carry_their_pixels_and_their_prompt(rng, generator):
     batch = collate(mixed(rng))
     decoder = model.single_transformer.model
     prompts = prompt_vectors(batch.prompt_index_R, decoder.embed_tokens(model.prompt_ids), decoder.vp_embed.weight)
-    pixels = model._pixels(batch)
+    pixels = decoder.pixels(batch)
     for i in range(len(batch.tokens_R)):
         patch, prompt = int(batch.patch_index_R[i]), int(batch.prompt_index_R[i])
         shown = decoder.vis_embed(batch.patches_NP[patch]) if patch >= 0 else torch.zeros(32)

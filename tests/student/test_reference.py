@@ -23,6 +23,7 @@ from student.data.features import Column, Stored
 from student.losses import Distillation, losses
 from student.model import Output, PixelSail
 from student.sequence import Batch, Example, collate, encode
+from tests.student.eve.reference import EveReference
 from tests.student.micro import micro_vocabulary, picture
 from tests.student.reference import (
     Made,
@@ -44,11 +45,14 @@ MAPS = {"sam2": (3, 5, 5), "mask2former": (4, 9, 14)}
 WORDS = ["red", "circle", "größer", "圓", "a small", "square.", "\n", "It is", "what?", "7", "</p>"]
 SMALL = {"layers": 2, "hidden": 16, "heads": 4, "kv_heads": 2, "head_dim": 4, "ffn": 24, "max_side": 48, "prompts": 3}
 HEAD = {"mask_dim": 6, "mask_width": 8}
+BARE = {"tie_embeddings": True, "prompts": 0, "kv_heads": 1, "mask_width": None}
 CONFIGS = {
     "stride 4": {"patch": 16, "mask_stride": 4},
     "stride 2": {"patch": 16, "mask_stride": 2, "kv_heads": 1, "head_dim": 8, "rope_theta": 50.0},
     "small patches, one width": {"patch": 8, "mask_stride": 4, "mask_width": None, "kv_heads": 4},
     "tied, no prompts": {"patch": 16, "mask_stride": 16, "tie_embeddings": True, "prompts": 0, "norm_eps": 1e-3},
+    "eve": {"patch": 8, "mask_stride": 4, "eve": {"channels": 5, "side": 22}},
+    "eve, three doublings, no prompts": BARE | {"patch": 16, "mask_stride": 2, "eve": {"channels": 24, "side": 30}},
 }
 
 
@@ -100,7 +104,8 @@ class Case:
         return self.written_out(self.model.state_dict())
 
     def written_out(self, tensors: dict[str, Tensor]) -> list[Made]:
-        reference = Reference(self.config, self.vocabulary, tensors)
+        written = EveReference if self.config.eve else Reference
+        reference = written(self.config, self.vocabulary, tensors)
         return [reference(raw) for raw in self.raws]
 
     def fast_losses(self, seed: int) -> dict[str, Tensor]:
@@ -282,37 +287,42 @@ def test_every_number_on_the_way_to_the_losses(fresh, name):
     check_losses(made)
 
 
-def test_samples_without_pictures(fresh):
+@pytest.mark.parametrize("name", ["stride 4", "eve"])
+def test_samples_without_pictures(fresh, name):
     raws = [Raw(turns=[(text(fresh), text(fresh))] * turns) for turns in (1, 3)]
-    made = Case(fresh, student_config(), LossConfig(distillation=TEACHERS), raws)
+    made = Case(fresh, student_config(**CONFIGS[name]), LossConfig(distillation=TEACHERS), raws)
     check_tokens(made)
     check_outputs(made)
     check_losses(made)
 
 
 @pytest.mark.parametrize(
-    "part",
+    ("name", "part"),
     [
-        "everything",
-        "single_transformer.model.embed_tokens.weight",
-        "single_transformer.model.vis_embed.weight",
-        "single_transformer.model.vp_embed.weight",
-        "single_transformer.model.layers.0.self_attn.k_proj.weight",
-        "upsample_blocks.0.2.depthwise.weight",
-        "into.mask2former.weight",
+        ("stride 4", "everything"),
+        ("stride 4", "single_transformer.model.embed_tokens.weight"),
+        ("stride 4", "single_transformer.model.vis_embed.weight"),
+        ("stride 4", "single_transformer.model.vp_embed.weight"),
+        ("stride 4", "single_transformer.model.layers.0.self_attn.k_proj.weight"),
+        ("stride 4", "upsample_blocks.0.2.depthwise.weight"),
+        ("stride 4", "into.mask2former.weight"),
+        ("eve", "everything"),
+        ("eve", "single_transformer.model.vision_tower.patch_embedding.0.weight"),
+        ("eve", "single_transformer.model.vision_tower.split_embedding"),
+        ("eve", "single_transformer.model.layers.0.self_attn.moe_k_proj.weight"),
     ],
 )
-def test_the_losses_change_as_the_gradients_say(fresh, part):
+def test_the_losses_change_as_the_gradients_say(fresh, name, part):
     """Along a direction that is half the gradient's own and half random, in the whole student or in one of its tensors. The
     points stay where they are. To 2e-5, for two float32 gradients differ by up to a tenth of that."""
-    config = student_config(**CONFIGS["stride 4"])
+    config = student_config(**CONFIGS[name])
     raws = [raw(fresh, config, (20, 40), 2, ["sam2", "mask2former"]), Raw(turns=[(text(fresh), text(fresh))])]
     made = Case(fresh, config, LossConfig(points=20, distillation=TEACHERS), raws)
     seed, points = made.points()
     made.fast_losses(seed)["total"].backward()
     start = {name: tensor.double() for name, tensor in (made.model.state_dict() | made.distillation.state_dict()).items()}
     gradients = dict([*made.model.named_parameters(), *made.distillation.named_parameters()])
-    chosen = start if part == "everything" else [part]
+    chosen = gradients if part == "everything" else [part]
     gradient = {name: gradients[name].grad.double() for name in chosen}
     direction = {
         name: unit(grad) + unit(torch.from_numpy(fresh.standard_normal(grad.shape))) for name, grad in gradient.items()

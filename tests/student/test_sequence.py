@@ -4,7 +4,8 @@ import torch
 
 from schemas.errors import DataError
 from student.data.features import Stored
-from student.sequence import IGNORED, NO_PROMPT, collate, encode, positions
+from student.layout import positions
+from student.sequence import IGNORED, NO_PROMPT, collate, encode
 from tests.student.micro import micro_config, micro_vocabulary, picture, pointed, spoken, square
 
 

@@ -49,6 +49,11 @@ def test_turns_come_in_another_order_with_their_masks():
     assert len(orders) > 6
 
 
+def test_a_conversation_stays_in_its_order():
+    sample = replace(segmented(), task="conversation")
+    assert all(visit_to(sample, epoch) == sample for epoch in range(6))
+
+
 def test_a_mask_too_many_is_not_lost_on_the_way():
     sample = segmented()
     assert len(visit_to(replace(sample, masks=[*sample.masks, sample.masks[0]])).masks) == 5

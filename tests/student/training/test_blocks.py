@@ -10,13 +10,15 @@ from torch import Tensor
 from student.model import PixelSail
 from student.sequence import collate
 from student.training import blocks
+from tests.student.eve.micro import EVE
 from tests.student.micro import micro_config, micro_vocabulary, pointed, spoken
 
 
 def learned(student: PixelSail, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
     """(logits, gradients) of two batches of other lengths."""
-    sums = []
-    for examples in ([pointed(rng, 48, 64, 2), spoken()], [pointed(rng, 64, 32, 1)]):
+    sums, config = [], student.config
+    first = [pointed(rng, 48, 64, 2, config=config), spoken(config=config)]
+    for examples in (first, [pointed(rng, 64, 32, 1, config=config)]):
         output = student(collate(examples))
         masks = [logits.square().mean() for logits in output.mask_logits if logits is not None]
         (output.logits_SV.square().mean() + sum(masks)).backward()
@@ -24,12 +26,13 @@ def learned(student: PixelSail, rng: np.random.Generator) -> tuple[Tensor, dict[
     return torch.cat(sums), {name: parameter.grad for name, parameter in student.named_parameters()}
 
 
-def student() -> PixelSail:
-    return PixelSail(micro_config(), micro_vocabulary(), torch.Generator().manual_seed(0))
+def student(**over) -> PixelSail:
+    return PixelSail(micro_config(**over), micro_vocabulary(), torch.Generator().manual_seed(0))
 
 
-def test_recomputed_blocks_give_the_same_bits():
-    plain, recomputed = student(), student()
+@pytest.mark.parametrize("over", [{}, EVE], ids=["qwen", "eve"])
+def test_recomputed_blocks_give_the_same_bits(over: dict):
+    plain, recomputed = student(**over), student(**over)
     blocks.recompute(recomputed.single_transformer.model.layers)
     assert list(recomputed.state_dict()) == list(plain.state_dict())
     (one, gradients), (other, again) = (learned(each, np.random.default_rng(0)) for each in (plain, recomputed))
@@ -56,9 +59,9 @@ def test_recomputed_blocks_keep_less_for_the_backward_pass():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recompute", [False, True])
-def test_compiled_blocks_give_the_same_but_for_rounding(recompute: bool):
-    plain, compiled = student(), student()
+@pytest.mark.parametrize(("recompute", "over"), [(False, {}), (True, {}), (False, EVE)], ids=["plain", "recomputed", "eve"])
+def test_compiled_blocks_give_the_same_but_for_rounding(recompute: bool, over: dict):
+    plain, compiled = student(**over), student(**over)
     layers = compiled.single_transformer.model.layers
     if recompute:
         blocks.recompute(layers)

@@ -17,12 +17,12 @@ import torch
 import torch.distributed as dist
 
 from schemas.artifact import Artifact
-from schemas.errors import BrokenArtifact, ConfigError, DataError, NonFinite, Preempted, StaleArtifact
+from schemas.errors import BrokenArtifact, ConfigError, DataError, MissingLibrary, NonFinite, Preempted, StaleArtifact
 from schemas.storage import Folder
 from schemas.tables import features
 from student.data.corpus import Corpus
 from student.sequence import collate
-from student.train_config import TrainConfig
+from student.train_config import TrackingConfig, TrainConfig
 from student.training import checkpoint
 from student.training.run import METRICS, NONFINITE, Run, TrainSetup, initial_student
 from student.training.saving import Saver
@@ -247,6 +247,14 @@ def long_setup(store: Store, config: TrainConfig, **changes: Any) -> TrainSetup:
     return open_setup(store, config, student=SHORT, corpus=corpus)
 
 
+def eve_setup(store: Store, **changes: Any) -> TrainSetup:
+    """A student in the layout of EVEv2."""
+    config = micro_config(patch=8, eve={"channels": 6, "side": 24})
+    parts = {"samples": store.samples, "images": store.images, "features": store.features}
+    corpus = Corpus(**parts, vocabulary=micro_vocabulary(), config=config)
+    return open_setup(store, FOUR.model_copy(update=changes), student=config, corpus=corpus)
+
+
 def skipped_in(setup: TrainSetup) -> list[int]:
     """How often each step meets the sample that is too long, which is the second of the corpus."""
     order, size = setup.order(), setup.train.batch
@@ -350,11 +358,17 @@ def worker(rank: int, folder: Path, said: "multiprocessing.Queue[str]") -> None:
         bad_sliced = open_setup(bad, TWELVE.model_copy(update={"parallel": "fsdp"}))
         longer = long_setup(store, LONG.model_copy(update={"parallel": "fsdp"}))
         train(longer, store.folder.child("long-two"), nothing)
-        for name, setup in {"odd": open_setup(store, ODD), "bad": open_setup(bad), "bad-sliced": bad_sliced}.items():
+        train(eve_setup(store, parallel="fsdp", recompute=True), store.folder.child("eve-two"), nothing)
+        (folder / "file").touch()
+        untold = open_setup(store, FOUR.model_copy(update={"tracking": TrackingConfig(tensorboard=str(folder / "file"))}))
+        setups = {"odd": open_setup(store, ODD), "bad": open_setup(bad), "bad-sliced": bad_sliced, "untold": untold}
+        for name, setup in setups.items():
             try:
                 train(setup, store.folder.child(name), nothing)
             except (ConfigError, NonFinite) as error:
                 said.put(str(error))
+            except (MissingLibrary, OSError):  # no tensorboard, or no folder for it
+                said.put("a tracker cannot be opened")
 
 
 def open_store(folder: Path) -> Store:
@@ -375,6 +389,7 @@ def test_two_workers_learn_what_one_does_and_stop_together(tmp_path: Path, rng: 
     with_long_answer(store.samples, store.folder.child("long"))
     alone = long_setup(store, LONG)
     train(alone, store.folder.child("long-one"), nothing)
+    train(eve_setup(store), store.folder.child("eve-one"), nothing)
     spawn = multiprocessing.get_context("spawn")
     said = spawn.Queue()
     other = spawn.Process(target=worker, args=(1, tmp_path, said), daemon=True)
@@ -389,9 +404,15 @@ def test_two_workers_learn_what_one_does_and_stop_together(tmp_path: Path, rng: 
         assert [row["samples"] for row in one.history] == [row["samples"] for row in other.history]
         for mine, theirs in zip(one.history, other.history, strict=True):
             assert mine == pytest.approx(theirs, abs=1e-4, rel=1e-3)
+    eve_one, eve_two = (checkpoint.latest(store.folder.child(name), RUN) for name in ("eve-one", "eve-two"))
+    assert eve_one.model().keys() == eve_two.model().keys()
+    for mine, theirs in zip(eve_one.history, eve_two.history, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4, rel=1e-3)
     long_one, long_two = (checkpoint.latest(store.folder.child(name), RUN).history for name in ("long-one", "long-two"))
     assert [row["skipped"] for row in long_one] == [row["skipped"] for row in long_two] == skipped_in(alone)
     assert [row["total"] for row in long_one] == pytest.approx([row["total"] for row in long_two], abs=1e-4, rel=1e-3)
-    odd, bad = sorted({said.get(timeout=10) for _ in range(6)}, reverse=True)
+    told = [said.get(timeout=10) for _ in range(8)]
+    assert told.count("a tracker cannot be opened") == 2
+    odd, bad = sorted({*told} - {"a tracker cannot be opened"}, reverse=True)
     assert odd.startswith("train.micro_batch: 3 micro-batches a step cannot be shared by 2 workers")
     assert "loss distill/sam2 = nan" in bad

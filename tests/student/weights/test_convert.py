@@ -179,22 +179,3 @@ def test_a_path_that_is_not_there_is_named(tmp_path):
         convert.load(made(1), tmp_path / "nowhere.pth")
     with pytest.raises(ConfigError, match="Name it .safetensors or .pth"):
         convert.save(made(1), tmp_path / "student.onnx")
-
-
-def test_the_7b_variant_is_known_and_refused(tmp_path):
-    layer = "single_transformer.model.layers.3"
-    names = [
-        "single_transformer.model.vision_tower.patch_embedding.0.weight",
-        "single_transformer.model.vision_tower.split_embedding",
-        f"{layer}.self_attn.moe_k_proj.weight",
-        f"{layer}.moe_mlp.down_proj.weight",
-        f"{layer}.moe_input_layernorm.weight",
-        f"{layer}.self_attn.k_proj.weight",
-        "seg_token_projector.0.weight",
-    ]
-    shapes = [("C", 3, 16, 16), ("H",), ("K", "H"), ("H", "F"), ("H",)]
-    assert convert.eve_tensors(names) == dict(zip(names[:5], shapes, strict=True))
-    assert convert.eve_tensors(made(1).state_dict()) == {}
-    torch.save({"state_dict": {f"module.{name}": torch.zeros(1) for name in names}}, tmp_path / "eve.pth")
-    with pytest.raises(DataError, match="EVEv2 layout: 5 tensors"):
-        convert.load(made(1), tmp_path / "eve.pth")

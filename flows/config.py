@@ -1,5 +1,6 @@
 """Project: the whole TOML file, composed of the configs of the stages, each declared beside what it configures."""
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -16,6 +17,7 @@ from stages.report.stage import ReportStage
 from stages.samples import SamplesStage
 from stages.sources.config import CocoSource
 from stages.sources.shapes.config import ShapesConfig
+from stages.turns import FORMS
 from student.config import BaseConfig, LossConfig, OptimConfig, StudentConfig
 from student.train_config import TrainConfig
 from teachers.config import TeacherConfig
@@ -162,8 +164,8 @@ class Project(Config):
                     f"features.{name} has grid = 'student', but no loss.distillation.{name} says which cells those are"
                 )
         for name in self.columns:
-            if self.student.eve and self.columns[name].grid == "student":
-                raise ValueError(f"features.{name}: there is no grid of a student in the layout of EVEv2, set grid = 'native'")
+            if fault := self.student.fault_of(self.grid_of(name)):
+                raise ValueError(f"features.{name}: {fault}")
         return self
 
     @property
@@ -190,3 +192,31 @@ class Project(Config):
         if self.samples.prompts > self.student.prompts:
             raise ValueError(f"samples.prompts = {self.samples.prompts} exceeds student.prompts = {self.student.prompts}")
         return self
+
+    @model_validator(mode="after")
+    def _data_sets_are_there(self) -> Self:
+        """What is said of single data sets is said of such as the source has. Those of rendered scenes are not known before."""
+        if not isinstance(self.source, CocoSource):
+            return self
+        tasks = {file.label: file.tasks for file in self.source.files() if file.tasks}
+        for name, form in self.samples.forms.items():
+            label = name if name in tasks else name.rpartition("/")[0]
+            if label not in tasks:
+                raise ValueError(f"samples.forms names {name!r}, there is only {', '.join(tasks) or 'none'}")
+            if not set(tasks[label]) & set(FORMS[form]):
+                raise ValueError(f"samples.forms.{name} = {form!r} is for {' and '.join(FORMS[form])}, not {tasks[label][0]}")
+        parts = self._parts(tasks)
+        for name in (*self.train.mixture.repeats, *self.train.mixture.weights):
+            if parts and not any(_stands_for(name, part) for part in parts):
+                raise ValueError(f"train.mixture names {name!r}, there is only {', '.join(sorted(parts))}")
+        return self
+
+    def _parts(self, tasks: Mapping[str, Sequence[str]]) -> set[str]:
+        """Of what training can consist: tasks, and data sets of theirs where dialogues are written apart by data set."""
+        found = {(task, label) for label, of in tasks.items() for task in of if task in self.samples.tasks}
+        return {f"{task}/{label}" if self.samples.by_source else task for task, label in found}
+
+
+def _stands_for(name: str, part: str) -> bool:
+    """Whether what the mixture names is the part, of which it is one, or a split of the data set that the part is."""
+    return f"{part}/".startswith(f"{name}/") or ("/" in part and name.startswith(f"{part}/"))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LIMITS = """\
 - There is no class for it in transformers: `student.weights.export.read(folder)` of Sailyard opens it. The tokenizer is an
   ordinary one: `transformers.AutoTokenizer.from_pretrained(folder)`.
-- One picture a dialogue; it comes first, {size}.
+- One picture a dialogue; it {place}, {size}.
 - It points by `[SEG]`, one mask each, at a stride of {stride} pixels; at most {prompts} regions can be marked in a question.
 - It was held against the evaluation pictures of its own sources alone, if at all. Nothing was looked at for bias or misuse."""
 
@@ -64,7 +64,7 @@ def bring_in(project: Project, source: str, to: str) -> Exported:
     from student.weights import base, convert, export
 
     if project.base:
-        words = Vocabulary.from_qwen(base.locate(project.base), project.student.prompts)
+        words = Vocabulary.from_qwen(base.locate(project.base), project.student.prompts, project.student.names_pictures)
     else:
         words = _vocabulary(artifacts(steps_of(project), Folder(project.workspace))["vocabulary"])
     if not Path(source).exists():
@@ -190,8 +190,10 @@ def _lineage(train: Artifact, record: Record | None) -> Iterator[str]:
 
 def _limits(project: Project) -> str:
     student = project.student
-    size = f"brought to about {student.eve.side}² pixels" if student.eve else f"a side of at most {student.max_side} pixels"
-    return LIMITS.format(size=size, stride=student.mask_stride, prompts=student.prompts)
+    place, size = "comes first", f"a side of at most {student.max_side} pixels"
+    if student.eve:
+        place, size = "stands in the first question", f"brought to about {student.eve.side}² pixels"
+    return LIMITS.format(place=place, size=size, stride=student.mask_stride, prompts=student.prompts)
 
 
 def _foreign_card(project: Project, source: Path, told: str) -> str:

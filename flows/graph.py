@@ -175,7 +175,9 @@ def _ladder(project: Project, codec: str) -> tuple[str, ...]:
 def _training(project: Project) -> Iterator[Step]:
     part: Part = "train_student"
     student, taught = project.student, project.loss.distillation
-    vocabulary = VocabularyStage(size=project.vocabulary.size, prompts=student.prompts, base=project.base)
+    vocabulary = VocabularyStage(
+        size=project.vocabulary.size, prompts=student.prompts, base=project.base, pictures=student.names_pictures
+    )
     yield Step("vocabulary", part, vocabulary, {} if project.base else _same("samples"))
     yield from _certificates(project)
     stage = TrainStage(student=student, loss=project.loss, optim=project.optim, train=project.train, base=project.base)

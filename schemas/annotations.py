@@ -1,6 +1,7 @@
 """What a dataset says about an image, in one form for every source. Regions are named by the `segment_id` of an object of
 the same image; `split` says whether a statement may be trained on or is held out for evaluation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from schemas.dialogue import Split, Turn
@@ -67,3 +68,13 @@ class Conversation:
     segmented: list[Tag]
     split: Split
     source: str
+
+
+# The columns of ANNOTATIONS that hold statements, and what each item of theirs is.
+STATEMENTS: Mapping[str, type] = {
+    "expressions": Expression,
+    "captions": Caption,
+    "choices": Choice,
+    "references": Reference,
+    "conversations": Conversation,
+}

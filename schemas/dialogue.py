@@ -14,7 +14,7 @@ IN_ORDER: frozenset[Task] = frozenset({"conversation"})  # whose turns build on 
 SEG = "[SEG]"
 PHRASE, PHRASE_END = "<p>", "</p>"  # around a phrase of an answer that a mask follows
 # What stands for something in a dialogue, or is a token of its own in it: no text from outside may say it.
-RESERVED = re.compile(r"\[SEG\]|<Prompt\d+>|<NO_Prompt>|<\|\w+\|>|</?vision>|<vpatch>")
+RESERVED = re.compile(r"\[SEG\]|<Prompt\d+>|<NO_Prompt>|<\|\w+\|>|</?vision>|<vpatch>|</?p>")
 
 
 def prompt_token(index: int) -> str:

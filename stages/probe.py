@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from schemas.annotations import STATEMENTS
 from schemas.artifact import Artifact
 from schemas.codecs import Basis
 from schemas.errors import DataError, StageFailed
@@ -188,7 +189,7 @@ def segments_pace(stage: SegmentsStage, resources: Resources, pictures: Pictures
 
 def _inputs(pictures: Pictures) -> dict[str, pa.Table]:
     """A shard of these pictures, of which nothing is said."""
-    said = {"objects": [], "expressions": [], "captions": [], "choices": [], "references": [], "faults": []}
+    said: dict[str, Any] = {name: [] for name in ("objects", *STATEMENTS, "faults")}
     names = ("image_key", "width", "height")
     rows = [{name: picture[name] for name in names} | said for picture in pictures]
     return {"images": _images(pictures), "annotations": ANNOTATIONS.rows(rows)}

@@ -2,29 +2,27 @@
 
 Training dialogues carry up to `turns` turns in varied phrasings; an evaluation dialogue asks one thing in the fixed form.
 Each statement is written down once: how often training shows it, in which order, under which prompt numbers and with which
-marks is drawn when it is loaded. A picture with evaluation statements is kept out of training altogether. Every statement
-that becomes no dialogue is counted in the record, by task and reason.
+marks is drawn when it is loaded. A picture with evaluation statements is kept out of training altogether, under all its
+names; a copy of it of another size is another picture. Every statement that becomes no dialogue is counted in the record, by
+task and reason.
 """
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from schemas.annotations import Caption, Choice, Conversation, Expression, Reference, Tag
+from schemas.annotations import STATEMENTS, Caption, Conversation, Expression, Reference
 from schemas.chance import generator
 from schemas.config import later
-from schemas.dialogue import IN_ORDER, SEG, PromptSlot, Sample, Split, Task, Turn, prompt_token
-from schemas.regions import PromptKind, Rle, Segment, VisualPrompt
+from schemas.dialogue import IN_ORDER, Sample, Split, Task
+from schemas.regions import PromptKind, Segment, VisualPrompt
 from schemas.tables import SAMPLES, Table, plain, revive, without
-from stages import phrases
 from stages.base import Inputs, MapStage, Resources, ShardFunction, Tables
-
-Form = Literal["short", "described", "semantic"]
+from stages.turns import Dialogue, Form, Manner, Regions, may_be_denied, prompts_needed
 
 
 class SamplesStage(MapStage):
@@ -35,7 +33,10 @@ class SamplesStage(MapStage):
     of questions. `negative_rate`: the chance of a turn about a prompt that is not there. `evaluation_limit`: the most
     evaluation dialogues that an image may have of one task (0: no limit). `forms`: data sets that are not asked about as others
     of their task: captions and answers that are `short`, expressions that are whole descriptions (`described`) or
-    classes (`semantic`).
+    classes (`semantic`), and choices of a class (`classified`), which may bring a negative turn.
+
+    `phrasings` and `seed` have no say in words that a reader has chosen: what ReasonSeg, MUSE and the classes of COCO's things
+    and regions ask stands in the annotations, in words drawn from the names of file and record.
     """
 
     tasks: tuple[Task, ...] = ("segmentation", "caption", "choice", "reference")
@@ -64,7 +65,7 @@ class SamplesStage(MapStage):
     def _of_image(self, annotation: dict[str, Any], prompts: dict[str, Any], left_out: Counter[str]) -> Iterator[Sample]:
         writer = _Writer(self, annotation, revive(list[VisualPrompt], prompts["prompts"]))
         failed = annotation["error"] or prompts["error"]
-        splits = {statement["split"] for name, _ in _NAMES.values() for statement in annotation.get(name) or []}
+        splits = {statement["split"] for column in STATEMENTS for statement in annotation.get(column) or []}
         split: Split = "evaluation" if "evaluation" in splits else "train"
         for task in self.tasks:
             said = writer.statements(task)
@@ -73,20 +74,20 @@ class SamplesStage(MapStage):
             asked = [statement for statement, reason in zip(said, reasons, strict=True) if not reason]
             left_out[f"{task}: over evaluation_limit"] += self._over_limit(split, len(asked))
             yield from writer.dialogues(task, split, asked)
-        for task in _NAMES.keys() - set(self.tasks):
-            left_out[f"{task}: not among samples.tasks"] += len(annotation.get(_NAMES[task][0]) or [])
+        for task in _COLUMNS.keys() - set(self.tasks):
+            left_out[f"{task}: not among samples.tasks"] += len(annotation.get(_COLUMNS[task]) or [])
 
     def _over_limit(self, split: Split, count: int) -> int:
         return max(count - self.evaluation_limit, 0) if split == "evaluation" and self.evaluation_limit else 0
 
 
 _FAILED = "its picture or the picture's prompts failed"
-_NAMES: dict[Task, tuple[str, type]] = {
-    "segmentation": ("expressions", Expression),
-    "caption": ("captions", Caption),
-    "choice": ("choices", Choice),
-    "reference": ("references", Reference),
-    "conversation": ("conversations", Conversation),
+_COLUMNS: Mapping[Task, str] = {
+    "segmentation": "expressions",
+    "caption": "captions",
+    "choice": "choices",
+    "reference": "references",
+    "conversation": "conversations",
 }
 
 
@@ -95,14 +96,14 @@ class _Writer:
 
     def __init__(self, stage: SamplesStage, annotation: dict[str, Any], prompts: list[VisualPrompt]):
         self.stage, self.annotation, self.key = stage, annotation, annotation["image_key"]
-        self.segments = {s.segment_id: s.rle for s in revive(list[Segment], annotation["objects"])}
-        self.pointed = {prompt.segment_id: prompt.rle for prompt in prompts if prompt.kind == "mask"}
-        self.empty = {number for number, rle in self.segments.items() if not rle.area}
+        self.manner = Manner(stage.prompts, stage.phrasings, stage.prompt_kinds, stage.negative_rate, stage.forms)
+        segments = revive(list[Segment], annotation["objects"])
+        self.regions = Regions(annotation["height"], annotation["width"], segments, prompts)
 
     def statements(self, task: Task) -> list[Any]:
         """What the picture's annotations say for this task."""
-        name, cls = _NAMES[task]
-        return revive(list[cls], self.annotation.get(name) or [])  # type: ignore[valid-type]
+        column = _COLUMNS[task]
+        return revive(list[STATEMENTS[column]], self.annotation.get(column) or [])  # type: ignore[misc]
 
     def why_not(self, statement: Any, split: Split) -> str:
         """Why the statement becomes no dialogue; empty where it does."""
@@ -110,24 +111,20 @@ class _Writer:
             return "its picture is evaluated on"
         match statement:
             case Expression():
-                return "" if self.segments.keys() >= set(statement.segment_ids) else "it names what is no object"
-            case Reference() | Conversation() if _prompts_needed(statement) > self.stage.prompts:
+                return "" if self.regions.segments.keys() >= set(statement.segment_ids) else "it names what is no object"
+            case Reference() | Conversation() if prompts_needed(statement) > self.stage.prompts:
                 return f"it points with more than {self.stage.prompts} prompts"
             case Reference():
-                seen = [tag for tag in statement.tags if tag.segment_id not in self.empty or tag.name in statement.question]
+                empty, asked = self.regions.empty, statement.question
+                seen = [tag for tag in statement.tags if tag.segment_id not in empty or tag.name in asked]
                 pointed = {tag.segment_id for tag in seen}
             case Conversation():
-                if not self.segments.keys() >= {tag.segment_id for tag in statement.segmented}:
+                if not self.regions.segments.keys() >= {tag.segment_id for tag in statement.segmented}:
                     return "it names what is no object"
                 pointed = {tag.segment_id for tag in statement.pointed}
             case _:
                 pointed = {statement.segment_id}
-        return "" if self.pointed.keys() >= pointed else "its object has no prompt"
-
-    def form(self, statement: Caption | Expression | Conversation) -> Form | None:
-        """What `forms` says of the statement's data set. A source is a data set, or one and a split of its own: `mine/val`."""
-        forms, source = self.stage.forms, statement.source
-        return forms.get(source) or forms.get(source.rpartition("/")[0])
+        return "" if self.regions.pointed.keys() >= pointed else "its object has no prompt"
 
     def dialogues(self, task: Task, split: Split, statements: Sequence[Any]) -> Iterator[Sample]:
         rng = generator(self.stage.seed, self.key, task)
@@ -149,7 +146,7 @@ class _Writer:
             sources = [list(alike) for _, alike in groupby(sorted(statements, key=_source), key=_source)]
         for alike in sources:
             for said in self._rounds(alike):
-                yield from _groups(said, self.stage.turns, self.stage.prompts)
+                yield from self._groups(said)
 
     def _rounds(self, statements: Sequence[Any]) -> Iterator[list[Any]]:
         """All statements, but of the short captions of an object one in each."""
@@ -157,154 +154,33 @@ class _Writer:
             seen: set[int] = set()
             now, next_time = [], []
             for statement in statements:
-                short = isinstance(statement, Caption) and self.form(statement) == "short"
+                short = isinstance(statement, Caption) and self.manner.form(statement) == "short"
                 (next_time if short and statement.segment_id in seen else now).append(statement)
                 seen |= {statement.segment_id} if short else set()
             yield now
             statements = next_time
 
+    def _groups(self, statements: Sequence[Any]) -> Iterator[list[Any]]:
+        """The statements in order, at most `turns` together and never more than there are prompts to point with."""
+        group: list[Any] = []
+        taken = 0
+        for statement in statements:
+            needed = prompts_needed(statement) + may_be_denied(statement, self.manner.form(statement))
+            if group and (len(group) == self.stage.turns or taken + needed > self.stage.prompts):
+                yield group
+                group, taken = [], 0
+            group.append(statement)
+            taken += needed
+        if group:
+            yield group
+
     def _dialogue(self, task: Task, split: Split, group: Sequence[Any], sample_id: str, rng: np.random.Generator) -> Sample:
-        draft = _Draft(self, split, rng)
+        said = Dialogue(self.manner, self.regions, split, rng)
         for statement in group:
-            draft.add(statement)
+            said.add(statement)
         source = _source(group[0]) if split == "evaluation" or self.stage.by_source else ""
-        return Sample(sample_id, self.key, split, task, draft.turns, draft.masks, draft.slots, source)
-
-    def target(self, segment_ids: Sequence[int]) -> Rle:
-        """The union of the segments; empty for none."""
-        mask = np.zeros((self.annotation["height"], self.annotation["width"]), dtype=bool)
-        for number in segment_ids:
-            mask |= self.segments[number].mask()
-        return Rle.of(mask)
-
-
-class _Draft:
-    """A dialogue being written: its turns, target masks and prompt slots so far."""
-
-    def __init__(self, writer: _Writer, split: Split, rng: np.random.Generator):
-        self.writer, self.split, self.rng = writer, split, rng
-        self.turns: list[Turn] = []
-        self.masks: list[Rle] = []
-        self.slots: list[PromptSlot] = []
-        self.tokens: dict[int, str] = {}
-        self.kinds: list[PromptKind] = list(writer.stage.prompt_kinds) if split == "train" else []
-        self.free = list(range(writer.stage.prompts))
-
-    def add(self, statement: Any) -> None:
-        match statement:
-            case Expression():
-                self._expression(statement)
-            case Caption():
-                asked = phrases.SHORT if self.writer.form(statement) == "short" else phrases.DETAIL
-                self._maybe_negative(asked)
-                token = self._prompt(statement.segment_id)
-                self._turn(self._pick(asked).format(token), f"{token}: {statement.text}")
-            case Choice():
-                token = self._prompt(statement.segment_id)
-                self._turn(phrases.CHOICE.format(token, statement.question), statement.answer)
-            case Reference():
-                self._reference(statement)
-            case Conversation():
-                self._conversation(statement)
-
-    def _expression(self, statement: Expression) -> None:
-        answer = self._pick(phrases.FOUND) if statement.segment_ids else phrases.NO_TARGET
-        match self.writer.form(statement):
-            case "described":
-                question = self._pick(phrases.DESCRIBED).format(statement.text)
-            case form:
-                question = self._pick(phrases.SEGMENT).format(statement.text.strip().lower().removesuffix("."))
-                question += f" {phrases.SEMANTIC}" if form == "semantic" else ""
-        self._turn(question, answer)
-        self.masks.append(self.writer.target(statement.segment_ids))
-
-    def _reference(self, statement: Reference) -> None:
-        """A tag that the question names is pointed at, each other one of the answer is a mask."""
-        asked = set(_names(statement.tags).findall(statement.question))
-        pointed = [tag for tag in statement.tags if tag.name in asked]
-        segmented = [tag for tag in statement.tags if tag.name not in asked]
-        (turn,) = self._untagged([Turn(statement.question, statement.answer)], pointed, segmented)
-        self._turn(turn.question, turn.answer if turn.answer != SEG else phrases.FOUND[0])
-
-    def _conversation(self, statement: Conversation) -> None:
-        turns = self._untagged(statement.turns, statement.pointed, statement.segmented)
-        if statement.pointed:
-            self._maybe_negative(phrases.DETAIL)
-        suffix = f" {phrases.IN_A_WORD}" if self.writer.form(statement) == "short" else ""
-        for turn in turns:
-            self._turn((turn.question or self._pick(phrases.GROUNDED)) + suffix, turn.answer)
-
-    def _untagged(self, turns: Sequence[Turn], pointed: Sequence[Tag], segmented: Sequence[Tag]) -> list[Turn]:
-        """The turns with `<PromptK>` for each tag of `pointed`, and `[SEG]` and its mask for each of `segmented`."""
-        tokens = {tag.name: self._prompt(tag.segment_id) for tag in pointed}
-        targets = {tag.name: tag.segment_id for tag in segmented}
-        named = _names([*pointed, *segmented])
-
-        def put(found: re.Match[str]) -> str:
-            if found[0] in targets:
-                self.masks.append(self.writer.target([targets[found[0]]]))
-            return tokens.get(found[0], SEG)
-
-        return [Turn(named.sub(put, turn.question), named.sub(put, turn.answer)) for turn in turns]
-
-    def _maybe_negative(self, asked: Sequence[str]) -> None:
-        if self.split == "train" and self.rng.random() < self.writer.stage.negative_rate and len(self.free) > 1:
-            token = prompt_token(self.free.pop())
-            self._turn(self._pick(asked).format(token), phrases.NEGATIVE.format(token))
-
-    def _prompt(self, segment_id: int) -> str:
-        """The token that points at the segment: one for the whole dialogue, for of two equal marks one would hide the other."""
-        if segment_id not in self.tokens:
-            index = self.free.pop(0)
-            self.slots.append(PromptSlot(index, self.writer.pointed[segment_id], self.kinds))
-            self.tokens[segment_id] = prompt_token(index)
-        return self.tokens[segment_id]
-
-    def _pick(self, choices: Sequence[str]) -> str:
-        """Evaluation asks in the first form; training draws from the first `phrasings` forms."""
-        if self.split == "evaluation":
-            return choices[0]
-        return choices[int(self.rng.integers(min(len(choices), self.writer.stage.phrasings)))]
-
-    def _turn(self, question: str, answer: str) -> None:
-        self.turns.append(Turn(question, answer))
-
-
-def _names(tags: Sequence[Tag]) -> re.Pattern[str]:
-    """Finds the tags in a text; of two that begin alike the longer is meant."""
-    names = sorted((tag.name for tag in tags), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, names)) or "(?!)")
+        return Sample(sample_id, self.key, split, task, said.turns, said.masks, said.slots, source)
 
 
 def _source(statement: Any) -> str:
     return statement.source
-
-
-def _groups(statements: Sequence[Any], most: int, prompts: int) -> Iterator[list[Any]]:
-    """The statements in order, at most `most` together and never more than there are prompts to point with."""
-    group: list[Any] = []
-    taken = 0
-    for statement in statements:
-        needed = _prompts_needed(statement)
-        if group and (len(group) == most or taken + needed > prompts):
-            yield group
-            group, taken = [], 0
-        group.append(statement)
-        taken += needed
-    if group:
-        yield group
-
-
-def _prompts_needed(statement: Any) -> int:
-    """Prompts that a turn uses up; a caption may bring a turn about one that is not there."""
-    match statement:
-        case Expression():
-            return 0
-        case Caption():
-            return 2
-        case Reference():
-            return sum(tag.name in statement.question for tag in statement.tags)
-        case Conversation():
-            return len({tag.segment_id for tag in statement.pointed})
-        case _:
-            return 1

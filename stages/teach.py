@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from schemas.annotations import STATEMENTS
 from schemas.artifact import Artifact
 from schemas.errors import ConfigError, DataError
 from schemas.pictures import decode
@@ -25,7 +26,6 @@ from teachers.mask2former.quality import NOBODY, Tally
 if TYPE_CHECKING:
     from teachers.mask2former.learn import Lesson
 
-STATEMENTS = ("expressions", "captions", "choices", "references", "conversations")
 AVERAGED = 20  # steps at either end that the summary takes a mean of
 Labels = Mapping[str, int]
 

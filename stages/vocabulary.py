@@ -3,7 +3,7 @@
 from typing import Any
 
 from schemas.artifact import Artifact, file_digest
-from schemas.config import fingerprint
+from schemas.config import fingerprint, later
 from schemas.storage import Folder
 from schemas.tables import Table
 from stages.base import Inputs, JobStage, Outcome, Progress, Resources
@@ -15,12 +15,14 @@ FILE = "tokenizer.json"
 
 
 class VocabularyStage(JobStage):
-    """`size` counts the special tokens; `prompts` is the number of `<PromptK>`. With a `base` the tokens are those of its
-    tokenizer and what it lacks, no input is looked at, and `size` means nothing."""
+    """`size` counts the special tokens; `prompts` is the number of `<PromptK>`; without `pictures` there are none that name
+    what is seen. With a `base` the tokens are those of its tokenizer and what it lacks, no input is looked at, and `size`
+    means nothing."""
 
     size: int = 512
     prompts: int = 15
     base: BaseConfig | None = None
+    pictures: bool = later(True)
 
     def identity(self) -> dict[str, Any]:
         """Without the field that means nothing: the size where there is a base, and else the base."""
@@ -43,7 +45,7 @@ class VocabularyStage(JobStage):
             rows = (row for row in shard.to_pylist() if row["split"] == "train")
             texts += [text for row in rows for turn in row["turns"] for text in (turn["question"], turn["answer"])]
             progress(number, inputs["samples"].shards, "shards")
-        vocabulary = Vocabulary.train(texts, self.size, self.prompts)
+        vocabulary = Vocabulary.train(texts, self.size, self.prompts, self.pictures)
         output.folder.write(FILE, vocabulary.to_json().encode())
         return Outcome({"tokens": len(vocabulary), "texts": len(texts)})
 
@@ -51,7 +53,7 @@ class VocabularyStage(JobStage):
         from student.vocabulary import Vocabulary
         from student.weights.base import locate
 
-        vocabulary = Vocabulary.from_qwen(locate(base), self.prompts)
+        vocabulary = Vocabulary.from_qwen(locate(base), self.prompts, self.pictures)
         output.folder.write(FILE, vocabulary.to_json().encode())
         return Outcome({"tokens": len(vocabulary), "base": base.weights})
 

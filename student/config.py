@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from schemas.config import Config, execution, later
+from schemas.grids import Grid, PatchGrid
 
 
 class EveConfig(Config):
@@ -29,7 +30,7 @@ class StudentConfig(Config):
     The plain student of the paper has `prompting = "pooled"` (prompts.py) and no upsampler: its `mask_stride` is `patch`.
 
     With `eve` it is a student in the layout of EVEv2, as the paper's 7B (eve/): other rows, another reader of patches, weights
-    of their own for what is seen. `max_side` means nothing then.
+    of their own for what is seen. `max_side` means nothing then, and compat is not known of it.
     """
 
     layers: int = Field(default=24, ge=1)
@@ -57,10 +58,11 @@ class StudentConfig(Config):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
+        sides = self.eve is not None or self.max_side % self.patch == 0
         rules = {
             f"heads = {self.heads} must be a multiple of kv_heads = {self.kv_heads}": self.heads % self.kv_heads == 0,
             f"head_dim = {self.head_dim} must be a multiple of 4, two axes of rotated pairs": self.head_dim % 4 == 0,
-            f"max_side = {self.max_side} must be a multiple of patch = {self.patch}": self.max_side % self.patch == 0,
+            f"max_side = {self.max_side} must be a multiple of patch = {self.patch}": sides,
             f"patch / mask_stride = {self.patch} / {self.mask_stride} must be a power of two": _doublings(self) >= 0,
         }
         broken = [rule for rule, holds in rules.items() if not holds]
@@ -73,12 +75,23 @@ class StudentConfig(Config):
         rules = {
             f"patch = {self.patch} must be even, EVEv2 reads it in four": self.patch % 2 == 0,
             f'prompting = "{self.prompting}" is no part of EVEv2': self.prompting == "injected",
-            f'compat = "{self.compat}" is not known of EVEv2': self.compat == "correct",
+            f'student.compat = "{self.compat}" is not known of EVEv2': self.compat == "correct",
         }
         broken = [rule for rule, holds in rules.items() if self.eve and not holds]
         if broken:
             raise ValueError("; ".join(broken))
         return self
+
+    @property
+    def names_pictures(self) -> bool:
+        """Whether tokens of the vocabulary stand for what is seen. In EVEv2 what stands there is never read."""
+        return self.eve is None
+
+    def fault_of(self, grid: Grid) -> str:
+        """Why a teacher's features on this grid cannot be held against it; empty where they can."""
+        if self.eve and isinstance(grid, PatchGrid):
+            return "a student in the layout of EVEv2 has other patches than the grid of a student says, set grid = 'native'"
+        return ""
 
     @property
     def head_width(self) -> int:

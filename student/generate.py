@@ -1,8 +1,8 @@
 """Answers, the likeliest or drawn, several dialogues at a time, and a mask for every [SEG] in them.
 
-A prompt is read once as a whole, with the picture seeing itself (the same states as in training); from then on each new
-token sees the keys and values kept from before. Their positions go on from the prompt's own last one, which is its largest
-also where a picture ends it. A mask's query is the state at its [SEG] itself, which is why every token is read, also the last.
+A prompt is read once as a whole, to the same states as in training; from then on each new token sees the keys and values
+kept from before. Their positions go on from the prompt's own last one, which is its largest also where a picture ends it. A
+mask's query is the state at its [SEG] itself, which is why every token is read, also the last.
 
 Shapes: B samples, G of them that still answer, R tokens of all prompts, V vocabulary, H hidden, n masks, h×w mask grid.
 """

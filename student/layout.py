@@ -11,7 +11,7 @@ a border.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,15 +26,20 @@ Grid = tuple[int, int]
 
 
 class Opening(NamedTuple):
-    """What stands before the first question: its tokens, the patch that each of them is, and how many of them, from the first
-    on, see one another."""
+    """What stands before the first question: its tokens, how many of them are there for the picture, the patch that each of
+    them is, and how many of them, from the first on, see one another."""
 
     tokens: list[int]
+    picture: int
     patch_index: np.ndarray
     block: int
 
 
 class Layout(Protocol):
+    """`limit` is the field of the config that says how large a picture is read."""
+
+    limit: ClassVar[str]
+
     def patches(self, image_HWC: np.ndarray) -> tuple[np.ndarray, Grid]:
         """(N, 3·p·p) numbers of the picture's patches, row by row, and their grid."""
         ...
@@ -56,7 +61,7 @@ class Layout(Protocol):
         ...
 
 
-NOTHING = Opening([], np.zeros(0, int), 0)
+NOTHING = Opening([], 0, np.zeros(0, int), 0)
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class QwenLayout:
 
     config: StudentConfig
     vocabulary: Vocabulary
+    limit = "student.max_side"
 
     def patches(self, image_HWC: np.ndarray) -> tuple[np.ndarray, Grid]:
         return patches_of(image_HWC, self.config.patch, self.config.max_side)
@@ -74,7 +80,8 @@ class QwenLayout:
             return NOTHING
         count, words = grid[0] * grid[1], self.vocabulary
         tokens = [words.vision, *[words.patch] * count, words.vision_end]
-        return Opening(tokens, np.pad(np.arange(count), 1, constant_values=NOT_A_PATCH), len(tokens))
+        patch_index = np.pad(np.arange(count), 1, constant_values=NOT_A_PATCH)
+        return Opening(tokens, len(tokens), patch_index, block=len(tokens))
 
     def asked(self, questions: Sequence[str], grid: Grid | None) -> list[list[int]]:
         return [self.vocabulary.encode(f"<|im_start|>user\n{question.strip()}<|im_end|>\n") for question in questions]
@@ -83,18 +90,14 @@ class QwenLayout:
         return [*self.vocabulary.encode(answer.strip()), self.vocabulary.end_of_text]
 
     def positions(self, length: int, grid: Grid | None) -> np.ndarray:
-        return positions(length, grid)
-
-
-def positions(length: int, grid: Grid | None) -> np.ndarray:
-    """(3, L) positions of Qwen's rows; patches share one time, text counts on from the largest."""
-    positions_3L = np.tile(np.arange(length), (3, 1))
-    if grid is None:
+        """Patches share one time, text counts on from the largest."""
+        positions_3L = np.tile(np.arange(length), (3, 1))
+        if grid is None:
+            return positions_3L
+        h, w = grid
+        end = FIRST_PATCH + h * w
+        row_column = np.indices(grid).reshape(2, -1)
+        positions_3L[:, FIRST_PATCH:end] = FIRST_PATCH
+        positions_3L[1:, FIRST_PATCH:end] += row_column
+        positions_3L[:, end:] = FIRST_PATCH + max(h, w) + np.arange(length - end)
         return positions_3L
-    h, w = grid
-    end = FIRST_PATCH + h * w
-    row_column = np.indices(grid).reshape(2, -1)
-    positions_3L[:, FIRST_PATCH:end] = FIRST_PATCH
-    positions_3L[1:, FIRST_PATCH:end] += row_column
-    positions_3L[:, end:] = FIRST_PATCH + max(h, w) + np.arange(length - end)
-    return positions_3L

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from schemas.errors import ConfigError, DataError
-from schemas.grids import PatchGrid
 from student.config import LossConfig, StudentConfig
 from student.data.features import Column, Stored, Target
 from student.model import Output
@@ -39,10 +38,9 @@ class Distillation(nn.Module):
             raise ConfigError(
                 "a teacher needs both a loss and a feature table", ", ".join(unknown), "Name it in both, or in neither."
             )
-        misplaced = [name for name, column in columns.items() if student.eve and isinstance(column.spec.grid, PatchGrid)]
-        if misplaced:
-            what = "features on the patches of a Qwen student, for one in the layout of EVEv2, which has others"
-            raise ConfigError(what, ", ".join(misplaced), "Set grid = 'native' for these features.")
+        for name, column in columns.items():
+            if fault := student.fault_of(column.spec.grid):
+                raise ConfigError(fault, f"features.{name}")
         self.targets = nn.ModuleDict({name: Target(columns[name], loss.space) for name, loss in self.teachers.items()})
         widths = {"patches": student.hidden, "mask_features": student.mask_dim}
         linears = {name: nn.Linear(widths[loss.reads], self.targets[name].channels) for name, loss in self.teachers.items()}

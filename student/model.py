@@ -2,7 +2,8 @@
 
 What is unusual here:
 - There is no vision encoder. A 16×16 patch is one linear layer away from being a token.
-- Inside the image block attention is bidirectional, elsewhere causal (sight.py), and positions have two axes (layers.py).
+- A picture stands first: in its block attention is bidirectional, elsewhere causal (sight.py); positions have two axes
+  (layers.py).
 - A batch is one row: its samples stand one behind the other, nothing is padded, and none sees another.
 - A marked region is a vector added to its patches, not a crop and not a coordinate in the text; or, in the paper's plain
   baseline, the mean of its patches added to the word that names it (prompts.py).
@@ -10,7 +11,8 @@ What is unusual here:
   their inner product, without bias or scale.
 - Attribute names are those of the reference checkpoint, so its tensors load by name.
 
-A student in the layout of EVEv2 has another decoder (eve/decoder.py); all around it is the same.
+A student in the layout of EVEv2 has another decoder (eve/decoder.py): patches of 32×32 go through two layers, the picture
+stands in the first question, and everything sees what comes before it and no more. All around it is the same.
 
 Shapes: R tokens and N patches of all samples, H hidden, V vocabulary, S supervised tokens, M queries; B samples that go on by
 one token each; of one sample: h×w patch grid, h'×w' mask grid, s mask embedding, n masks.
@@ -93,7 +95,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: StudentConfig, rows: int):
         super().__init__()
-        self.model = EveDecoder(config, config.eve, rows) if config.eve else Decoder(config, rows)
+        self.model = EveDecoder(config, rows) if config.eve else Decoder(config, rows)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.hidden, rows, bias=False)
 
 

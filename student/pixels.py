@@ -52,7 +52,8 @@ def prompt_patches(
 ) -> np.ndarray:
     """(h, w) bool: the patches that hold at least one pixel of the mask.
 
-    Every pixel belongs to the patch its centre falls in, so a mask with a pixel always marks a patch. With "paper" the mask
+    Every pixel belongs to the patch its centre falls in, so a mask with a pixel always marks a patch, and a patch that is
+    smaller than a pixel is marked by the one it lies in. With "paper" the mask
     is first shrunk to whole patches, `patch` pixels a side, by NEAREST, as the release does: it may then mark none, and
     most single points on a large picture do not.
     """
@@ -80,8 +81,13 @@ def give_back(index_hw: np.ndarray, prompts: Sequence[tuple[int, np.ndarray]]) -
 
 
 def _pixels_held(mask_HW: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """(h, w): how many of the mask's pixels lie in each patch."""
+    """(h, w): how many of the mask's pixels lie in each patch. Where there are more patches than pixels every patch also takes
+    the one in its midst, or a mark would have holes."""
     (height, width), (h, w) = mask_HW.shape, grid
     y, x = np.nonzero(mask_HW)
     places = (2 * y + 1) * h // (2 * height) * w + (2 * x + 1) * w // (2 * width)
-    return np.bincount(places, minlength=h * w).reshape(grid)
+    held_hw = np.bincount(places, minlength=h * w).reshape(grid)
+    if h > height or w > width:
+        rows, columns = ((2 * np.arange(n) + 1) * pixels // (2 * n) for n, pixels in ((h, height), (w, width)))
+        held_hw += mask_HW[np.ix_(rows, columns)]
+    return held_hw

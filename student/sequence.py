@@ -86,7 +86,8 @@ def encode(
     pieces = _pieces(layout, turns, grid, vocabulary.encode(prefix_answer or ""))
     asks = bool(turns) and turns[-1][1] is None
     cuts = config.compat == "paper" and not asks
-    kept = _turns_that_fit(pieces, len(opening.tokens), config.max_length, sample_id=sample_id, cuts=cuts)
+    taken, limit = len(opening.tokens), layout.limit
+    kept = _turns_that_fit(pieces, taken, config.max_length, sample_id=sample_id, cuts=cuts, limit=limit)
     tokens, labels = _joined(opening, pieces if cuts else pieces[:kept], config.max_length)
     kept_masks = list(masks)[: labels.count(vocabulary.seg)]
     patch_index_L = np.full(len(tokens), NOT_A_PATCH)
@@ -114,7 +115,7 @@ def encode(
 
 def layout_of(config: StudentConfig, vocabulary: Vocabulary) -> Layout:
     """How the student that `config` describes has its rows."""
-    return EveLayout(config, config.eve, vocabulary) if config.eve else QwenLayout(config, vocabulary)
+    return EveLayout(config, vocabulary) if config.eve else QwenLayout(config, vocabulary)
 
 
 def _segs(answer: str | None) -> int:
@@ -145,17 +146,17 @@ def _pieces(layout: Layout, turns: Sequence[Turn], grid: Grid | None, begun: lis
 
 
 def _turns_that_fit(
-    pieces: list[tuple[list[int], list[int]]], taken: int, max_length: int, *, sample_id: str, cuts: bool
+    pieces: list[tuple[list[int], list[int]]], taken: int, max_length: int, *, sample_id: str, cuts: bool, limit: str
 ) -> int:
     """How many leading turns fit behind `taken` tokens. A turn is kept whole or not at all; where the release `cuts`, the
-    first may be none that fits, as long as its answer begins."""
+    first may be none that fits, as long as its answer begins. limit: what to lower where nothing fits."""
     ends = taken + np.cumsum([len(asked) + len(answered) for asked, answered in pieces])
     kept = int((ends <= max_length).sum())
     begins = cuts and bool(pieces) and taken + len(pieces[0][0]) < max_length
     if kept == 0 and not begins:
         what = f"the first turn ends at token {ends[0]} of {max_length}" if len(ends) else "no turns"
         kind = TooLong if len(ends) else DataError
-        raise kind(what, f"sample {sample_id}", "Raise max_length, lower max_side, or leave the sample out.")
+        raise kind(what, f"sample {sample_id}", f"Raise student.max_length, lower {limit}, or leave the sample out.")
     return kept
 
 

@@ -1,8 +1,8 @@
 """Who sees whom: tokens of one row that holds several samples, or one more token of each.
 
-A sample's picture sees all of itself, `<vision>` and `</vision>` included, and nothing behind it; its text sees what stands
-before it. So a sample is two plain attentions, of the block with itself and of the rest with everything, and no mask of
-L x L is ever made; samples never meet.
+A sample may begin with a block, which sees all of itself and nothing behind it: of a Qwen student that is the picture,
+`<vision>` and `</vision>` included; EVEv2 has none. Everything else sees what stands before it. So a sample is two plain
+attentions, of the block with itself and of the rest with everything, and no mask of L x L is ever made; samples never meet.
 
 Shapes: R tokens of all samples, B samples, T tokens so far, D head_dim, Q query heads, K key/value heads.
 """

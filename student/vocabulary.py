@@ -3,7 +3,7 @@
 Ids run: bytes and merges, then `TEXT_TOKENS` and `PICTURE_TOKENS`, then `[SEG] <p> </p> <Prompt0> … <PromptN-1> <NO_Prompt>` in
 that order, the order in which the reference grows its tokenizer. `<NO_Prompt>` never stands in a sequence; it keeps checkpoints
 aligned. One taken from a published tokenizer keeps every id of that, its added tokens too, and has behind them what it lacked.
-In EVEv2 what is seen has no words, and the release adds none: in what is taken from its folder there are no `PICTURE_TOKENS`.
+In EVEv2 what is seen has no words, and the release adds none: without `pictures` there are no `PICTURE_TOKENS`.
 """
 
 from collections.abc import Iterable
@@ -13,10 +13,15 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from schemas.errors import ConfigError, DataError
-from student.weights.published import WORDS, is_eve, read_tokenizer
+from student.weights.published import WORDS, read_tokenizer
 
 TEXT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 PICTURE_TOKENS = ("<vision>", "<vpatch>", "</vision>")
+
+
+def special_tokens(prompts: int, pictures: bool = True) -> list[str]:
+    """The tokens that a student needs, in order of id. pictures: whether what it sees is named by tokens."""
+    return [*TEXT_TOKENS, *(PICTURE_TOKENS if pictures else ()), *added_tokens(prompts)]
 
 
 def added_tokens(prompts: int) -> list[str]:
@@ -40,12 +45,12 @@ class Vocabulary:
         self.prompt_ids = tuple(known[f"<Prompt{k}>"] for k in range(count))
 
     @classmethod
-    def train(cls, texts: Iterable[str], size: int, prompts: int) -> "Vocabulary":
+    def train(cls, texts: Iterable[str], size: int, prompts: int, pictures: bool = True) -> "Vocabulary":
         """A BPE learned from `texts`, of at most `size` tokens all in all (fewer where the texts hold no more pairs).
 
         The word that opens every turn is learned with each text, or a small vocabulary would spell it out every time.
         """
-        special = [*TEXT_TOKENS, *PICTURE_TOKENS, *added_tokens(prompts)]
+        special = special_tokens(prompts, pictures)
         merges = size - len(special)
         if merges < 256:
             raise ConfigError(f"{size} tokens hold no alphabet", "vocabulary size", f"Use {256 + len(special)} or more.")
@@ -56,9 +61,8 @@ class Vocabulary:
         return cls(_with_special(tokenizer, special))
 
     @classmethod
-    def from_qwen(cls, folder: Path, prompts: int) -> "Vocabulary":
-        """The vocabulary of a Qwen2 folder, and behind it what it lacks: the tokens of text, those of pictures unless it is a
-        folder of EVEv2, those of Pixel-SAIL.
+    def from_qwen(cls, folder: Path, prompts: int, pictures: bool = True) -> "Vocabulary":
+        """The vocabulary of a Qwen2 folder, and behind it what it lacks of the special tokens.
 
         Raises DataError where the files are no byte-level BPE, or leave gaps between their ids.
         """
@@ -67,8 +71,7 @@ class Vocabulary:
         tokenizer.add_tokens([AddedToken(**fields) for fields in found.added])
         if tokenizer.get_vocab(with_added_tokens=True) != found.ids:
             raise DataError("its added tokens do not follow its pieces id by id", str(folder), "Give a folder as published.")
-        seen = () if is_eve(Path(folder)) else PICTURE_TOKENS
-        return cls(_with_special(tokenizer, [*TEXT_TOKENS, *seen, *added_tokens(prompts)]))
+        return cls(_with_special(tokenizer, special_tokens(prompts, pictures)))
 
     @classmethod
     def from_json(cls, text: str) -> "Vocabulary":

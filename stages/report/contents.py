@@ -9,16 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from schemas.annotations import STATEMENTS
 from schemas.artifact import Artifact
 
-LISTS = {  # a small leaf of each nested column, enough to count its items
-    "objects": "segment_id",
-    "expressions": "source",
-    "captions": "source",
-    "choices": "source",
-    "references": "source",
-    "conversations": "source",
-}
+LISTS = {"objects": "segment_id"} | dict.fromkeys(STATEMENTS, "source")  # a small leaf of each is enough to count its items
 
 
 def count(inputs: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from schemas.annotations import STATEMENTS
 from schemas.artifact import Artifact
 
-STATEMENTS = ("expressions", "captions", "choices", "references", "conversations")
 MOST_KEYS = 20
 _COLUMNS = (
     "image_key",

@@ -16,7 +16,7 @@ from schemas.pictures import decode
 from schemas.regions import Rle, Segment
 from schemas.storage import Folder
 from stages.sources.config import SourceFile
-from stages.sources.draft import Draft, Statement, Unusable, integer
+from stages.sources.draft import Draft, Statement, Unusable, integer, storable
 from stages.sources.listing import readable
 
 Address = tuple[str, str]
@@ -33,14 +33,15 @@ class Lists:
     @classmethod
     def of(cls, data: Any) -> "Lists":
         tables = data if isinstance(data, dict) else {}
-        pictures = {str(picture["id"]): picture for picture in tables.get("images", [])}
+        pictures = {storable(str(picture["id"])): picture for picture in tables.get("images", [])}
         categories = tables.get("categories", [])
-        return cls(pictures, {each["id"]: (str(each["name"]), bool(each.get("isthing", 1))) for each in categories})
+        return cls(pictures, {each["id"]: (storable(str(each["name"])), bool(each.get("isthing", 1))) for each in categories})
 
     def address(self, image_id: Any) -> Address:
         """How the pool is asked for a picture: by its file name where the file lists it, else by its number."""
-        picture = self.pictures.get(str(image_id))
-        return ("id", str(image_id)) if picture is None else ("name", readable(picture["file_name"]))
+        number = storable(str(image_id))
+        picture = self.pictures.get(number)
+        return ("id", number) if picture is None else ("name", readable(picture["file_name"]))
 
     def once(self, key: Any, what: str) -> None:
         if key in self.seen:
@@ -51,7 +52,7 @@ class Lists:
 def flatten_instance(record: Any, lists: Lists) -> list[Statement]:
     number = integer(record["id"])
     lists.once(number, f"annotation {number}")
-    picture = lists.pictures.get(str(record["image_id"]), {})
+    picture = lists.pictures.get(storable(str(record["image_id"])), {})
     return [
         {
             "what": f"annotation {number}",

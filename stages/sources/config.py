@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from pydantic import model_validator
 
 from schemas.config import Config, execution, later
-from schemas.dialogue import Split
+from schemas.dialogue import Split, Task
 from schemas.storage import Folder
 
 Kind = Literal[
@@ -33,6 +33,16 @@ Kind = Literal[
     "classified",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+# What a statement of each kind is asked as; objects are not asked about.
+_TASKS: Mapping[Kind, tuple[Task, ...]] = {
+    **dict.fromkeys(("refs", "described", "semantic"), ("segmentation",)),
+    **dict.fromkeys(("captions", "detailed", "short_captions"), ("caption",)),
+    "choices": ("choice",),
+    **dict.fromkeys(("references", "reasoning", "instance", "classified"), ("reference",)),
+    **dict.fromkeys(("conversations", "grounded", "muse"), ("conversation",)),
+    "osprey": ("conversation", "caption"),
+}
+_OF_PANOPTIC = ("semantic", "instance", "classified")  # which speak of its segments
 # Their records say their split, or say nothing of a picture that could have one.
 _NEED_NO_SPLIT = ("instances", "panoptic", "refs", "captions", "short_captions", "described")
 
@@ -97,6 +107,10 @@ class SourceFile:
         return picture if beginning is None else self.names[beginning] + picture.removeprefix(beginning)
 
     @property
+    def tasks(self) -> tuple[Task, ...]:
+        return _TASKS.get(self.kind, ())
+
+    @property
     def folder(self) -> Folder:
         return Folder(self.url.rsplit("/", 1)[0] if "/" in self.url else ".")
 
@@ -145,6 +159,14 @@ class CocoSource(Config):
             if kind not in _NEED_NO_SPLIT and file.split is None:
                 raise ValueError(f"{kind}: say the split of {file.path}, 'train' or 'evaluation': its records do not")
             labels.add(file.label)
+        return self
+
+    @model_validator(mode="after")
+    def _classes_are_of_panoptic_files(self) -> "CocoSource":
+        known = {file.path for file in self.panoptic}
+        for kind, file in self._listed():
+            if kind in _OF_PANOPTIC and file.path not in known:
+                raise ValueError(f"{kind}: {file.path} is not among panoptic, which has the segments that it speaks of")
         return self
 
     def _listed(self) -> Iterator[tuple[Kind, AnnotationFile]]:

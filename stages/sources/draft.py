@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from schemas.annotations import Caption, Choice, Conversation, Expression, Reference, Tag
-from schemas.dialogue import PHRASE, PHRASE_END, RESERVED, Split
+from schemas.dialogue import RESERVED, Split
 from schemas.errors import DataError
 from schemas.regions import Rle, Segment, mask_overlaps
 from stages.sources.config import SourceFile
 
 Statement = dict[str, Any]
 SAME_OBJECT = 0.5
-_MARKS = re.compile(rf"{PHRASE}|{PHRASE_END}|<object\d+>")
-MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
+_TAG = re.compile(r"<object\d+>")
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 
 class Unusable(DataError):
@@ -48,20 +48,24 @@ class Draft:
     _known: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def attempt(self, file: SourceFile, statement: Statement, add: Callable[..., None]) -> None:
-        """`add(self, file, statement)`, or a fault."""
+        """`add(self, file, statement)`, or a fault; a statement that cannot be used leaves no object behind."""
+        before = len(self.objects)
         try:
             if "fault" in statement:
                 raise Unusable(*statement["fault"])
             add(self, file, statement)
+            return
         except Unusable as error:
             self.fault(error.kind, file, statement["what"], error.what)
         except DataError as error:
             self.fault("mask", file, statement["what"], error.what)
         except MALFORMED as error:
             self.fault("record", file, statement["what"], f"{type(error).__name__}: {error}")
+        del self.objects[before:]
 
     def fault(self, kind: str, file: SourceFile, what: str, why: str) -> None:
-        self.faults.append(f"{kind}: {file.label}: {what}: {' '.join(why.split())}"[:500])
+        """One line that can be stored, whatever the file says."""
+        self.faults.append(storable(" ".join(f"{kind}: {file.label}: {what}: {why}".split()))[:500])
 
     def add(self, origin: str, segment: Segment) -> None:
         """Take up an object that `origin` numbers `segment.segment_id`; two files may state the same object."""
@@ -104,7 +108,7 @@ class Draft:
     def holding(self, rle: Rle, source: str) -> int:
         """The segment_id of the object with exactly this mask; where there is none, of a new object without a category."""
         for each in self.objects:
-            if each.rle == rle:
+            if each.rle == rle and not each.is_crowd:
                 return each.segment_id
         number = self._fresh()
         self.objects.append(Segment(number, "", is_thing=True, is_crowd=False, score=1.0, source=source, rle=rle))
@@ -130,6 +134,11 @@ class Draft:
         return bool(x.max() <= 0 or y.max() <= 0 or x.min() >= self.width or y.min() >= self.height)
 
 
+def storable(text: str) -> str:
+    """`text` without what JSON can say and UTF-8 cannot: half of a pair of surrogates."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def integer(value: Any) -> int:
     """`value`, if it is a number that can be an id."""
     if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
@@ -143,13 +152,13 @@ def wording(value: Any) -> str:
         raise Unusable("text", "it has no text")
     if found := RESERVED.search(value):
         raise Unusable("text", f"it says {found[0]}, which has a meaning of its own")
-    return value.strip().encode("utf-8", "replace").decode()
+    return storable(value.strip())
 
 
 def unmarked(value: Any) -> str:
-    """`value` as a text in which tags and the borders of phrases are to stand, and so has none of them already."""
+    """`value` as a text in which tags are to stand, and so has none of them already."""
     text = wording(value)
-    if found := _MARKS.search(text):
+    if found := _TAG.search(text):
         raise Unusable("text", f"it says {found[0]}, which has a meaning of its own")
     return text
 
@@ -160,4 +169,4 @@ def split_of(file: SourceFile, own: Any) -> tuple[Split, str]:
         raise Unusable("split", "neither its record nor the config of its file names a split")
     if own is None:
         return file.split or "evaluation", file.label
-    return ("train" if own == "train" else "evaluation"), f"{file.label}/{own}"
+    return ("train" if own == "train" else "evaluation"), storable(f"{file.label}/{own}")

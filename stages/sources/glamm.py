@@ -1,7 +1,8 @@
 """GLaMM's grounded captions: a caption of the picture, and phrases of it whose objects have masks.
 
 - RefCOCOg: phrases without a place. They and the caption are put in lower case; a phrase stands where its whole words do.
-- GranD-f and OpenPSG: phrases with the letters they take up, and one or several masks.
+- GranD-f and OpenPSG: phrases with the letters they take up, and one or several masks. Letters may be counted with the quotes
+  around the caption or without them: at one of the two places the phrase must stand.
 - Flickr30k: COCO's lists; the picture has the caption, each annotation a mask and the letters of its phrase.
 
 A phrase becomes `<p> phrase </p>` and the tag of its object. One that stands nowhere in the caption, or across another, or
@@ -10,7 +11,7 @@ whose mask cannot be used, is a fault, and the caption goes without.
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,11 +27,13 @@ FEWEST_WORDS = 3  # of a caption of Flickr30k; a shorter one says nothing
 
 
 class _Phrase(NamedTuple):
-    """`place` is its first letter and the one after its last, where it has one; each of `masks` is a COCO segmentation."""
+    """`place` is its first letter and the one after its last; unless it `is_placed`, the whole words of `text` are looked for.
+    A `text` of None stands for whatever is there. Each of `masks` is a COCO segmentation."""
 
     text: Any
     place: Any
-    masks: list[Any]
+    masks: Any
+    is_placed: bool = True
 
 
 class _Span(NamedTuple):
@@ -38,40 +41,49 @@ class _Span(NamedTuple):
 
     start: int
     end: int
-    masks: list[Any]
+    masks: Any
 
 
 def records(data: Any) -> Any:
-    """The records of a file; of COCO's lists one a picture, with its annotations under `phrases`."""
+    """The records of a file; of COCO's lists one a picture, with its annotations under `phrases`, and those annotations whose
+    picture is not listed."""
     if not isinstance(data, dict):
         return data
-    phrases: dict[Any, list[Any]] = {}
+    phrases: dict[str, list[Any]] = {}
     for each in data["annotations"]:
-        phrases.setdefault(each["image_id"], []).append(each)
-    return [{**picture, "phrases": phrases.get(picture["id"], [])} for picture in data["images"]]
+        phrases.setdefault(str(each["image_id"]), []).append(each)
+    pictures = [{**picture, "phrases": phrases.get(str(picture["id"]), [])} for picture in data["images"]]
+    listed = {str(picture["id"]) for picture in data["images"]}
+    return pictures + [each for number, said in phrases.items() if number not in listed for each in said]
 
 
 def picture(record: Any) -> str:
+    if "image_id" in record and "file_name" not in record:
+        raise Unusable("unknown picture", f"the file lists no picture {record['image_id']}")
     return record["file_name"] if "file_name" in record else _only(record)[1]["img_file_name"]
 
 
 def flatten_caption(record: Any) -> list[Statement]:
     if "file_name" not in record:
         number, said = _only(record)
-        phrases = [_Phrase(each["sentence"], None, [each["segmentation"]]) for each in said["refs"]]
-        return [{"what": f"caption {number}", "text": said["caption"].lower(), "phrases": phrases}]
-    told = {
-        "what": f"caption of {record['file_name']}",
-        "text": record["caption"].strip('"').strip(),
-        "size": (record.get("width"), record.get("height")),
-    }
+        phrases = [_Phrase(each["sentence"], None, [each["segmentation"]], is_placed=False) for each in said["refs"]]
+        return [_statement(f"caption {number}", said["caption"].lower(), said["caption"].lower().strip(), phrases)]
+    caption, what = record["caption"], f"caption of {record['file_name']}"
+    size = {"size": (record.get("width"), record.get("height"))}
     if "groundings" in record:
-        grounded = [(text, each) for text, each in record["groundings"].items() if each]
-        return [told | {"phrases": [_Phrase(text, each["token_positives"], each["rle_masks"]) for text, each in grounded]}]
-    if len(told["text"].split()) < FEWEST_WORDS:
+        grounded = [(text, each) for text, each in record["groundings"].items() if each is not None]
+        phrases = [_Phrase(text, each.get("token_positives"), each.get("rle_masks")) for text, each in grounded]
+        return [_statement(what, caption, caption.strip('"').strip(), phrases) | size]
+    if len(caption.split()) < FEWEST_WORDS:
         raise Unusable("text", f"a caption of fewer than {FEWEST_WORDS} words")
     placed = [each for each in record["phrases"] if not each.get("ignore")]
-    return [told | {"phrases": [_Phrase("", each["tokens_positive"][0], [each["sam_mask"]]) for each in placed]}]
+    phrases = [_Phrase(None, each["tokens_positive"][0], [each["sam_mask"]]) for each in placed]
+    return [_statement(what, caption, caption.strip(), phrases) | size]
+
+
+def _statement(what: str, caption: str, text: str, phrases: list[_Phrase]) -> Statement:
+    """`text` is what is taken of the caption, `cut` how many letters of it stood before."""
+    return {"what": what, "text": text, "cut": caption.index(text), "phrases": phrases}
 
 
 def _only(record: Any) -> tuple[str, Any]:
@@ -97,21 +109,38 @@ def add_caption(draft: Draft, file: SourceFile, statement: Statement) -> None:
     draft.conversations.append(Conversation([Turn("", answer)], [], [tag for _, tag in tagged], split, source))
 
 
-def _spans(draft: Draft, file: SourceFile, statement: Statement, text: str) -> Iterator[_Span]:
+def _spans(draft: Draft, file: SourceFile, statement: Statement, text: str) -> list[_Span]:
+    spans: list[_Span] = []
+
+    def find(phrase: _Phrase, draft: Draft, file: SourceFile, statement: Statement) -> None:
+        spans.append(_span(phrase, text, statement["cut"], spans))
+
     for phrase in statement["phrases"]:
-        start, end = _found(phrase.text, text) if phrase.place is None else map(integer, phrase.place)
-        if 0 <= start <= end <= len(text) and (inside := text[start:end].strip()):
-            start += text[start:end].index(inside)
-            yield _Span(start, start + len(inside), phrase.masks)
-        else:
-            what = f"does not say {phrase.text!r}" if phrase.place is None else f"has no letters {start} to {end}"
-            draft.fault("phrase", file, statement["what"], f"it {what}")
+        draft.attempt(file, statement, functools.partial(find, phrase))
+    return spans
 
 
-def _found(phrase: Any, text: str) -> tuple[int, int]:
-    """Where it stands as whole words; nowhere is (-1, -1)."""
-    found = re.search(rf"(?<!\w){re.escape(wording(phrase).lower())}(?!\w)", text)
-    return found.span() if found else (-1, -1)
+def _span(phrase: _Phrase, text: str, cut: int, before: Sequence[_Span]) -> _Span:
+    if not phrase.is_placed:
+        return _Span(*_found(wording(phrase.text).lower(), text, before), phrase.masks)
+    start, end = map(integer, phrase.place)
+    shifts = (cut,) if phrase.text is None else (cut, 0)
+    for first, last in ((start - shift, end - shift) for shift in shifts):
+        inside = text[first:last].strip() if 0 <= first <= last <= len(text) else ""
+        if inside and (phrase.text is None or inside.casefold() == wording(phrase.text).casefold()):
+            first += text[first:last].index(inside)
+            return _Span(first, first + len(inside), phrase.masks)
+    said = "" if phrase.text is None else f" that say {phrase.text!r}"
+    raise Unusable("phrase", f"it has no letters {start} to {end}{said}")
+
+
+def _found(phrase: str, text: str, before: Sequence[_Span]) -> tuple[int, int]:
+    """Where it stands as whole words; of several places the first at which no phrase `before` stands already."""
+    places = [found.span() for found in re.finditer(rf"(?<!\w){re.escape(phrase)}(?!\w)", text)]
+    if not places:
+        raise Unusable("phrase", f"it does not say {phrase!r}")
+    taken = {(span.start, span.end) for span in before}
+    return next((place for place in places if place not in taken), places[0])
 
 
 def _order(span: _Span) -> tuple[int, int]:
@@ -130,12 +159,14 @@ def _apart(draft: Draft, file: SourceFile, statement: Statement, spans: list[_Sp
             yield span
 
 
-def _union(draft: Draft, masks: list[Any]) -> Rle:
+def _union(draft: Draft, masks: Any) -> Rle:
     """What any of the masks covers; each must cover something."""
     if not isinstance(masks, list) or not masks:
         raise Unusable("mask", "a phrase has no mask")
-    regions = [draft.region(each) for each in masks]
-    return regions[0] if len(regions) == 1 else Rle.of(np.any([region.mask() for region in regions], axis=0))
+    covered_HW = np.zeros((draft.height, draft.width), dtype=bool)
+    for each in masks:
+        covered_HW |= draft.region(each).mask()
+    return Rle.of(covered_HW)
 
 
 def _answer(text: str, tagged: list[tuple[_Span, Tag]]) -> str:

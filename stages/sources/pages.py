@@ -43,25 +43,33 @@ def pages(file: SourceFile) -> Iterator[Page]:
         raise DataError(f"its pictures or categories are malformed: {error!r}", file.url) from None
     for number in lists.pictures:
         named[lists.address(number)].ids.append(number)
-    for number, record in enumerate(_records(file, data)):
+    records = _records(file, data)
+    del data
+    for number in range(len(records)):
+        record, records[number] = records[number], None  # a large file is in memory once: as records or as pages
         address, statements = _taken_apart(file, record, lists, number)
         named.setdefault(address, Page(file.number, address)).statements.extend(statements)
-    yield from named.values()
+    del records
+    for address in list(named):
+        yield named.pop(address)
 
 
 def _load(file: SourceFile) -> Any:
     if file.kind == "reasoning":
         return list(reasonseg.records(Folder(file.url)))
+    if file.kind in ("refs", "short_captions") and not file.name.endswith(".json"):
+        return read_pickle(_bytes(file), file.url)
     try:
-        data = file.folder.read(file.name)
+        return json.loads(_bytes(file))  # which holds them no longer than it must
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not valid JSON: {error}", file.url, "Get the file again.") from None
+
+
+def _bytes(file: SourceFile) -> bytes:
+    try:
+        return file.folder.read(file.name)
     except OSError as error:
         raise DataError(f"the {file.kind} file cannot be read: {error}", file.url, "Check the path.") from None
-    if file.kind in ("refs", "short_captions") and not file.name.endswith(".json"):
-        return read_pickle(data, file.url)
-    try:
-        return json.loads(data)
-    except ValueError as error:
-        raise DataError(f"not valid JSON: {error}", file.url, "Get the file again.") from None
 
 
 def _records(file: SourceFile, data: Any) -> list[Any]:
@@ -159,7 +167,7 @@ def _adder(file: SourceFile) -> Callable[[Draft, SourceFile, Statement], None]:
         case "conversations":
             return llava.add_conversation
         case "reasoning":
-            return reasonseg.add_question
+            return reasonseg.question_adder()
         case "short_captions":
             return refcoco.add_short_caption
         case "described":

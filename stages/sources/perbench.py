@@ -29,16 +29,21 @@ def flatten_description(record: Any) -> list[Statement]:
 def add_description(draft: Draft, file: SourceFile, statement: Statement) -> None:
     split, source = split_of(file, statement["split"])
     segment_id = draft.known(statement["id"], "panoptic")
-    draft.captions.append(Caption(segment_id, wording(statement["text"]), split, source))
+    draft.captions.append(Caption(segment_id, _description(statement["text"]), split, source))
 
 
 def add_described(draft: Draft, file: SourceFile, statement: Statement) -> None:
     """What is described is named, so that it can be asked for."""
     split, source = split_of(file, statement["split"])
-    segment_id, text = draft.known(statement["id"], "panoptic"), wording(statement["text"])
+    segment_id = draft.known(statement["id"], "panoptic")
+    draft.expressions.append(Expression(_description(statement["text"]), [segment_id], split, source))
+
+
+def _description(said: Any) -> str:
+    text = wording(said)
     if len(text) < SHORTEST:
         raise Unusable("text", f"{text!r} describes nothing")
-    draft.expressions.append(Expression(text, [segment_id], split, source))
+    return text
 
 
 def flatten_detailed(record: Any) -> list[Statement]:

@@ -5,8 +5,9 @@ target nor to be ignored is background. What is to be ignored is kept as a crowd
 target. A target may be empty: then nothing is to be found. To be evaluated, a record asks its first question alone.
 """
 
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from stages.sources.draft import Draft, Statement, Unusable, split_of, unmarked
 IGNORED = "ignored"
 _DEPRECATED = "flag"  # a label without a meaning
 _BACKGROUND, _WANTED, _IGNORED = 0, 1, 2
+_FAR = 100  # sides of a picture
 
 
 def names(folder: Folder) -> list[str]:
@@ -39,7 +41,7 @@ def records(folder: Folder) -> Iterator[dict[str, Any]]:
         data = folder.read(name)
         try:
             said = json.loads(_text(data))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"not valid JSON: {error}", folder.path(name), "Get the file again.") from None
         yield {"name": name.removesuffix(".json"), "said": said}
 
@@ -61,17 +63,24 @@ def flatten_question(file: SourceFile, record: Any) -> list[Statement]:
     shapes = [(each["label"], each["points"]) for each in said["shapes"]]
     asked = texts if file.split == "train" else texts[:1]
     return [
-        {"what": f"question {number} of {record['name']}", "text": text, "form": form, "shapes": shapes}
+        {"what": f"question {number} of {record['name']}", "name": record["name"], "text": text, "form": form, "shapes": shapes}
         for number, text in enumerate(asked)
     ]
 
 
-def add_question(draft: Draft, file: SourceFile, statement: Statement) -> None:
+def question_adder() -> Callable[[Draft, SourceFile, Statement], None]:
+    """A function that adds questions; it draws the outlines of a record once."""
+    return functools.partial(_add_question, {})
+
+
+def _add_question(drawn: dict[str, tuple[Rle, Rle]], draft: Draft, file: SourceFile, statement: Statement) -> None:
     split, source = split_of(file, None)
-    text = unmarked(statement["text"])
-    drawn_HW = _painted(statement["shapes"], draft.height, draft.width)
-    target = draft.tag(0, Rle.of(drawn_HW == _WANTED), file.label)
-    ignored = Rle.of(drawn_HW == _IGNORED)
+    text, name = unmarked(statement["text"]), statement["name"]
+    if name not in drawn:
+        painted_HW = _painted(statement["shapes"], draft.height, draft.width)
+        drawn[name] = Rle.of(painted_HW == _WANTED), Rle.of(painted_HW == _IGNORED)
+    wanted, ignored = drawn[name]
+    target = draft.tag(0, wanted, file.label)
     if ignored.area and all(each.rle != ignored for each in draft.objects):
         draft.add_crowd(IGNORED, ignored, file.label)
     draft.references.append(Reference(statement["form"].format(text), target.name, [target], split, source))
@@ -80,11 +89,11 @@ def add_question(draft: Draft, file: SourceFile, statement: Statement) -> None:
 def _painted(shapes: list[tuple[Any, Any]], height: int, width: int) -> np.ndarray:
     """HW uint8: background, wanted and ignored pixels."""
     outlines = [(_value(label), _outline(points, height, width)) for label, points in shapes if label.lower() != _DEPRECATED]
-    masks = [(value, _filled(points, height, width)) for value, points in outlines]
-    drawn_HW = np.full((height, width), _BACKGROUND, np.uint8)
-    for value, mask_HW in sorted(reversed(masks), key=lambda each: -int(each[1].sum())):  # of two alike the first is on top
-        drawn_HW[mask_HW] = value
-    return drawn_HW
+    sized = [(_area(outline, height, width), value, outline) for value, outline in outlines]
+    canvas = Image.new("L", (width, height), _BACKGROUND)
+    for _, value, outline in sorted(reversed(sized), key=lambda each: -each[0]):  # of two alike the first is on top
+        _draw(canvas, outline, value)
+    return np.array(canvas)
 
 
 def _value(label: str) -> int:
@@ -92,21 +101,23 @@ def _value(label: str) -> int:
 
 
 def _outline(points: Any, height: int, width: int) -> list[tuple[int, int]]:
-    """Its corners as whole pixels of the picture, those outside moved to the border; none where all of it is outside."""
+    """Its corners as whole pixels. Those outside stay where they are, for its edges lead there; one very far out is brought
+    nearer, so that an edge is drawn in finite time."""
     xy = np.array(points, dtype=float)
     if xy.ndim != 2 or xy.shape[1] != 2 or not np.isfinite(xy).all():
         raise Unusable("mask", "an outline needs finite XY pairs")
-    if (xy.max(axis=0) < 0).any() or (xy.min(axis=0) >= (width, height)).any():
-        return []
-    inside = np.clip(xy, 0, (width - 1, height - 1)).astype(int)
-    return [(x, y) for x, y in inside.tolist()]
+    far = _FAR * max(height, width)
+    return [(x, y) for x, y in np.clip(xy, -far, far).astype(int).tolist()]
 
 
-def _filled(outline: list[tuple[int, int]], height: int, width: int) -> np.ndarray:
-    """HW bool."""
-    canvas = Image.new("1", (width, height))
+def _area(outline: list[tuple[int, int]], height: int, width: int) -> int:
+    canvas = Image.new("L", (width, height))
+    _draw(canvas, outline, 1)
+    return canvas.histogram()[1]
+
+
+def _draw(canvas: Image.Image, outline: list[tuple[int, int]], value: int) -> None:
     if len(outline) > 1:
-        ImageDraw.Draw(canvas).polygon(outline, fill=1, outline=1)
+        ImageDraw.Draw(canvas).polygon(outline, fill=value, outline=value)
     else:
-        ImageDraw.Draw(canvas).point(outline, fill=1)
-    return np.array(canvas)
+        ImageDraw.Draw(canvas).point(outline, fill=value)

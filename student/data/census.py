@@ -16,7 +16,7 @@ from schemas.errors import DataError
 from student.data.corpus import Corpus
 from student.data.mixture import Order
 from student.data.visits import Visit
-from student.sequence import IGNORED, Example
+from student.sequence import IGNORED, Example, layout_of
 
 EACH = 8  # samples that are looked into, of a part
 NAMED = 5  # parts that the line names
@@ -42,7 +42,8 @@ def census(corpus: Corpus, order: Order, until: int, each: int = EACH) -> dict[s
         lines[name] = counts | looked | {"mean": _mean(found)}
     if not any(line["mean"] for line in lines.values()):
         what = f"no first turn of the samples that were looked into fits in {corpus.config.max_length} tokens"
-        raise DataError(what, "the training corpus", "Raise student.max_length, or lower student.max_side.")
+        limit = layout_of(corpus.config, corpus.vocabulary).limit
+        raise DataError(what, "the training corpus", f"Raise student.max_length, or lower {limit}.")
     return {"epoch": order.size, "run": until, "dropped": dict(corpus.dropped), "parts": lines}
 
 
@@ -77,7 +78,7 @@ def _mean(rows: Sequence[dict[str, int]]) -> dict[str, float]:
 
 
 def _looked_into(corpus: Corpus, sample: int, example: Example) -> dict[str, int]:
-    picture = len(example.patches_NP) + 2 if example.grid else 0
+    picture = layout_of(corpus.config, corpus.vocabulary).opening(example.grid).picture
     visible = np.unique(example.prompt_index_L[example.prompt_index_L >= 0])
     return {
         "image_tokens": picture,

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from student.config import EveConfig, StudentConfig
+from student.config import StudentConfig
 from student.eve.layout import CLASS
-from student.layers import RMSNorm, Rotary, SwiGLU, heads, looked_up, rotary, rotate
+from student.layers import Attention, Block, RMSNorm, Rotary, SwiGLU, heads, looked_up, rotary, rotate
 from student.layout import NOT_A_PATCH
 from student.sequence import Batch
 from student.sight import KeyValues, Next, Sight, Whole
@@ -47,11 +47,11 @@ class InOrder:
 class VisionTower(nn.Module):
     """Patches as vectors, and the two vectors that stand before a picture and behind each row of its patches."""
 
-    def __init__(self, config: StudentConfig, eve: EveConfig):
+    def __init__(self, config: StudentConfig):
         super().__init__()
-        half = config.patch // 2
+        half, channels = config.patch // 2, config.eve.channels
         self.patch_embedding = nn.Sequential(
-            nn.Conv2d(3, eve.channels, half, stride=half), nn.GELU(), nn.Conv2d(eve.channels, config.hidden, 2, stride=2)
+            nn.Conv2d(3, channels, half, stride=half), nn.GELU(), nn.Conv2d(channels, config.hidden, 2, stride=2)
         )
         self.class_embedding = nn.Parameter(torch.zeros(config.hidden))
         self.split_embedding = nn.Parameter(torch.zeros(config.hidden))
@@ -70,19 +70,20 @@ class VisionTower(nn.Module):
         return F.embedding(torch.where(index_V < 0, len(patches_NP) + CLASS - index_V, index_V), table)
 
 
-class EveAttention(nn.Module):
+class EveAttention(Attention):
     """Grouped-query attention of all tokens, each with the projections of its kind."""
 
     def __init__(self, config: StudentConfig, layer: int):
-        super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
+        super().__init__(config, layer)
         wide, narrow = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.q_proj, self.moe_q_proj = (nn.Linear(config.hidden, wide) for _ in range(2))
-        self.k_proj, self.moe_k_proj = (nn.Linear(config.hidden, narrow) for _ in range(2))
-        self.v_proj, self.moe_v_proj = (nn.Linear(config.hidden, narrow) for _ in range(2))
-        self.o_proj, self.moe_o_proj = (nn.Linear(wide, config.hidden, bias=False) for _ in range(2))
+        self.moe_q_proj = nn.Linear(config.hidden, wide)
+        self.moe_k_proj = nn.Linear(config.hidden, narrow)
+        self.moe_v_proj = nn.Linear(config.hidden, narrow)
+        self.moe_o_proj = nn.Linear(wide, config.hidden, bias=False)
 
-    def forward(self, x: Apart, turn: Rotary, sight: Sight) -> Apart:
+    def forward(self, x: Apart | Tensor, turn: Rotary, sight: Sight) -> Apart | Tensor:
+        if isinstance(x, Tensor):
+            return super().forward(x, turn, sight)
         kinds = ((self.moe_q_proj, self.q_proj), (self.moe_k_proj, self.k_proj), (self.moe_v_proj, self.v_proj))
         together = (torch.cat((visual(x.visual_VH), text(x.text_TH))) for visual, text in kinds)
         query, key, value = (heads(part, self.head_dim) for part in together)
@@ -92,20 +93,23 @@ class EveAttention(nn.Module):
 
     def queries_and_keys(self) -> list[tuple[nn.Linear, nn.Linear]]:
         """The projections whose products say who looks at whom."""
-        return [(self.q_proj, self.k_proj), (self.moe_q_proj, self.moe_k_proj)]
+        return [*super().queries_and_keys(), (self.moe_q_proj, self.moe_k_proj)]
 
 
-class EveBlock(nn.Module):
-    """Attention and feed-forward, each on the normalised input and added to it; norms and feed-forward by kind of token."""
+class EveBlock(Block):
+    """A block of text, and beside its weights those for what is seen. Text that is generated comes as a plain tensor, and goes
+    through the former alone. What is learned from does not: weights need a gradient also where there is no picture."""
 
     def __init__(self, config: StudentConfig, layer: int):
-        super().__init__()
-        self.input_layernorm, self.moe_input_layernorm = _norms(config)
+        super().__init__(config, layer)
         self.self_attn = EveAttention(config, layer)
-        self.post_attention_layernorm, self.moe_post_attention_layernorm = _norms(config)
-        self.mlp, self.moe_mlp = (SwiGLU(config.hidden, config.ffn) for _ in range(2))
+        self.moe_input_layernorm = RMSNorm(config.hidden, config.norm_eps)
+        self.moe_post_attention_layernorm = RMSNorm(config.hidden, config.norm_eps)
+        self.moe_mlp = SwiGLU(config.hidden, config.ffn)
 
-    def forward(self, x: Apart, turn: Rotary, sight: Sight) -> Apart:
+    def forward(self, x: Apart | Tensor, turn: Rotary, sight: Sight) -> Apart | Tensor:
+        if isinstance(x, Tensor):
+            return super().forward(x, turn, sight)
         normed = Apart(self.moe_input_layernorm(x.visual_VH), self.input_layernorm(x.text_TH))
         mixed = self.self_attn(normed, turn, sight)
         visual_VH, text_TH = x.visual_VH + mixed.visual_VH, x.text_TH + mixed.text_TH
@@ -115,27 +119,17 @@ class EveBlock(nn.Module):
         )
 
 
-def _norms(config: StudentConfig) -> tuple[RMSNorm, RMSNorm]:
-    return RMSNorm(config.hidden, config.norm_eps), RMSNorm(config.hidden, config.norm_eps)
-
-
-class Unread(nn.Module):
-    """The release carries a projection of prompts that it never reads: kept as it came and handed on, not learned."""
-
-    def __init__(self, hidden: int):
-        super().__init__()
-        self.register_buffer("weight", torch.zeros(hidden, hidden))
-
-
 class EveDecoder(nn.Module):
     """Embeddings of text, pixels and prompts, the blocks, and the final norm, which is one for all tokens."""
 
-    def __init__(self, config: StudentConfig, eve: EveConfig, rows: int):
+    def __init__(self, config: StudentConfig, rows: int):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(rows, config.hidden)
-        self.vision_tower = VisionTower(config, eve)
-        self.vp_embed = Unread(config.hidden) if config.prompts else None
+        self.vision_tower = VisionTower(config)
+        if config.prompts:  # the release carries a projection of them that it never reads: handed on as it came, not learned
+            self.vp_embed = nn.Module()
+            self.vp_embed.register_buffer("weight", torch.zeros(config.hidden, config.hidden))
         self.layers = nn.ModuleList(EveBlock(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.norm_eps)
 
@@ -147,21 +141,22 @@ class EveDecoder(nn.Module):
         back_R = apart_R.argsort()
         sight = InOrder(Whole(batch.spans, apart_R.device, past), apart_R, back_R)
         x = Apart(self._seen(batch, visual_V, ids_K), self.embed_tokens(batch.tokens_R[text_T]))
-        return self._decoded(x, batch.positions_3R[:, apart_R], sight).index_select(0, back_R)
+        x = self._decoded(x, batch.positions_3R[:, apart_R], sight)
+        return self.norm(torch.cat(x)).index_select(0, back_R)
 
     def next_states(self, tokens_B: Tensor, positions_B: Tensor, past: KeyValues) -> Tensor:
         """(B, H) states of one more text token of each sample."""
-        x_BH = self.embed_tokens(tokens_B)
-        return self._decoded(Apart(x_BH[:0], x_BH), positions_B.expand(3, -1), Next(past))
+        x_BH = self._decoded(self.embed_tokens(tokens_B), positions_B.expand(3, -1), Next(past))
+        return self.norm(x_BH)
 
     def _seen(self, batch: Batch, visual_V: Tensor, ids_K: Tensor) -> Tensor:
         """(V, H) what the first block reads of the pictures."""
         tokens_VH = self.vision_tower.tokens(batch.patches_NP, batch.patch_index_R[visual_V])
         return tokens_VH + looked_up(self.embed_tokens(ids_K), batch.prompt_index_R[visual_V])
 
-    def _decoded(self, x: Apart, positions_3R: Tensor, sight: Sight) -> Tensor:
-        """(R, H) as the tokens stand apart."""
+    def _decoded(self, x: Apart | Tensor, positions_3R: Tensor, sight: Sight) -> Apart | Tensor:
+        """What the last block makes of them, as they stood before the first."""
         turn = rotary(positions_3R, self.config.head_dim, self.config.rope_theta)
         for block in self.layers:
             x = block(x, turn, sight)
-        return self.norm(torch.cat(x))
+        return x

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from student.config import EveConfig, StudentConfig
+from student.config import StudentConfig
 from student.layout import NOT_A_PATCH, NOTHING, Grid, Opening
 from student.pixels import Look, cut
 from student.vocabulary import Vocabulary
@@ -41,12 +41,12 @@ class EveLayout:
     """The rows of the 7B student."""
 
     config: StudentConfig
-    eve: EveConfig
     vocabulary: Vocabulary
+    limit = "student.eve.side"
 
     def patches(self, image_HWC: np.ndarray) -> tuple[np.ndarray, Grid]:
         height, width = image_HWC.shape[:2]
-        size = picture_size(width, height, self.config.patch, self.eve.side)
+        size = picture_size(width, height, self.config.patch, self.config.eve.side)
         return cut(image_HWC, size, self.config.patch, CLIP)
 
     def opening(self, grid: Grid | None) -> Opening:
@@ -55,13 +55,13 @@ class EveLayout:
         begun = self.vocabulary.encode(USER)
         rows_hw = np.pad(np.arange(grid[0] * grid[1]).reshape(grid), ((0, 0), (0, 1)), constant_values=SPLIT)
         patch_index = np.concatenate([np.full(len(begun), NOT_A_PATCH), [CLASS], rows_hw.ravel()])
-        unread = [self.vocabulary.end_of_text] * (len(patch_index) - len(begun))
-        return Opening(begun + unread, patch_index, 0)
+        seen = len(patch_index) - len(begun)
+        return Opening(begun + [self.vocabulary.end_of_text] * seen, seen, patch_index, block=0)
 
     def asked(self, questions: Sequence[str], grid: Grid | None) -> list[list[int]]:
-        begins = ["\n" if grid else USER, *[f"\n{USER}"] * (len(questions) - 1)]
-        pairs = zip(begins, questions, strict=False)
-        return [self.vocabulary.encode(f"{begin}{question.strip()}{ASSISTANT}") for begin, question in pairs]
+        first, later = "\n" if grid else USER, f"\n{USER}"
+        begun = [f"{later if turn else first}{question.strip()}" for turn, question in enumerate(questions)]
+        return [self.vocabulary.encode(f"{asked}{ASSISTANT}") for asked in begun]
 
     def answered(self, answer: str) -> list[int]:
         return [*self.vocabulary.encode(answer.strip()), self.vocabulary.turn_end]

@@ -29,11 +29,10 @@ def forward_flops(config: StudentConfig, batch: Batch, rows: int, every_picture:
     shown = [grid for grid, masks in zip(batch.grids, batch.masks, strict=True) if grid and (every_picture or len(masks))]
     masked = [(grid, len(masks)) for grid, masks in zip(batch.grids, batch.masks, strict=True) if grid and len(masks)]
     supervised = int((batch.next_labels_R != IGNORED).sum())
-    first, second = _patch(config)
+    pixels, inner, marks = _read(config)
     counts = {
-        "patches": len(batch.patches_NP) * first,
-        "second layer": len(batch.patches_NP) * second,
-        "prompts": _marks(config),
+        "patches": len(batch.patches_NP) * (pixels + inner),
+        "prompts": marks,
         "decoder": config.layers * len(batch.tokens_R) * _block(config),
         "attention": config.layers * 2 * config.heads * config.head_dim * sum(map(seen_pairs, batch.spans)),
         "language head": supervised * config.hidden * rows,
@@ -45,8 +44,8 @@ def forward_flops(config: StudentConfig, batch: Batch, rows: int, every_picture:
 
 def training_flops(config: StudentConfig, batch: Batch, rows: int, every_picture: bool = True) -> int:
     """Operations forward and backward, which is twice as much: by the weights and by the inputs. Pixels need no gradient."""
-    parts = forward_flops(config, batch, rows, every_picture)
-    return 3 * sum(parts.values()) - parts["patches"]
+    pixels, _, _ = _read(config)
+    return 3 * sum(forward_flops(config, batch, rows, every_picture).values()) - 2 * len(batch.patches_NP) * pixels
 
 
 def seen_pairs(span: Span) -> int:
@@ -54,17 +53,13 @@ def seen_pairs(span: Span) -> int:
     return span.block**2 + (span.length * (span.length + 1) - span.block * (span.block + 1)) // 2
 
 
-def _patch(config: StudentConfig) -> tuple[int, int]:
-    """Multiplications of a patch's numbers, and, in EVEv2, of what its four parts have become."""
+def _read(config: StudentConfig) -> tuple[int, int, int]:
+    """Multiplications of a patch's numbers; of what its four parts have become, in EVEv2; and those that project the prompts,
+    which EVEv2 adds as they are."""
     numbers = 3 * config.patch**2
-    if config.eve is None:
-        return numbers * config.hidden, 0
-    return numbers * config.eve.channels, 4 * config.eve.channels * config.hidden
-
-
-def _marks(config: StudentConfig) -> int:
-    """Multiplications that project the prompts, which EVEv2 adds as they are."""
-    return config.prompts * config.hidden**2 if config.prompting == "injected" and config.eve is None else 0
+    if config.eve:
+        return numbers * config.eve.channels, 4 * config.eve.channels * config.hidden, 0
+    return numbers * config.hidden, 0, config.prompts * config.hidden**2 if config.prompting == "injected" else 0
 
 
 def _block(config: StudentConfig) -> int:

@@ -16,6 +16,7 @@ covariance, as `resize_token_embeddings` of transformers 5 does.
 
 import json
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ PUBLISHED = {  # field of StudentConfig -> what a published config calls it
     "rope_theta": "rope_theta",
     "norm_eps": "rms_norm_eps",
     "tie_embeddings": "tie_word_embeddings",
+    "eve.channels": "mm_hidden_size",
 }
 _UNSAID = {"rope_theta": 10_000.0, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 _ALWAYS = {"hidden_act": "silu", "use_sliding_window": False, "rope_type": "default"}
@@ -78,12 +80,14 @@ def load(student: PixelSail, vocabulary: Vocabulary, base: BaseConfig, seed: int
     whole = any("single_transformer." in name for name in found)
     named = found if whole else {f"single_transformer.{name}": tensor for name, tensor in found.items()}
     named = {name: tensor for name, tensor in named.items() if not name.endswith("rotary_emb.inv_freq")}
-    if student.config.eve and not (whole or convert.eve_tensors(named)):
+    of_text = student.config.eve is not None and not (whole or convert.eve_tensors(named))
+    if of_text:
         named |= _twice(student.state_dict(), named)
     convert.require_layout(named, student.config, str(folder))
     tensors, _ = convert.own(named, str(folder), tied=student.config.tie_embeddings)
     state = student.state_dict()
-    convert.require_fit(state, tensors, str(folder), spare=() if whole else _not_in_a_base(state, tensors), resized=_TABLES)
+    spare = () if whole else _not_in_a_base(state, tensors, of_text)
+    convert.require_fit(state, tensors, str(folder), spare=spare, resized=_TABLES)
     rows = Rows.of(vocabulary, folder, _table(tensors, student.config, folder))
     generator = torch.Generator().manual_seed(seed)
     tables = {name: _resized(tensors[name], rows, generator) for name in _TABLES if name in tensors}
@@ -92,12 +96,17 @@ def load(student: PixelSail, vocabulary: Vocabulary, base: BaseConfig, seed: int
     return Started(len(tensors), drawn, rows.known, rows.padding, rows.new)
 
 
+def sizes(config: StudentConfig) -> dict[str, Any]:
+    """Field -> value, of those that a published config tells."""
+    return {name: attrgetter(name)(config) for name in PUBLISHED if config.eve or not name.startswith("eve.")}
+
+
 def require_sizes(config: StudentConfig, folder: Path) -> None:
     """ConfigError naming every size of the base that is not the student's, and what of it no student has."""
     path = folder / "config.json"
     published = _flat(read_json(path))
-    asked = {name: getattr(config, name) for name in PUBLISHED}
-    found = {name: published.get(theirs, asked[name]) for name, theirs in PUBLISHED.items()}
+    asked = sizes(config)
+    found = {name: published.get(PUBLISHED[name], asked[name]) for name in asked}
     other = [name for name in asked if found[name] != asked[name]]
     faults = [f"{name} = {json.dumps(asked[name])} where the base has {json.dumps(found[name])}" for name in other]
     strange = [f"{name} = {json.dumps(published[name])}" for name, only in _ALWAYS.items() if published.get(name, only) != only]
@@ -179,8 +188,10 @@ def _twice(state: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tens
     return {name: tensor for name, tensor in pairs if tensor is not None}
 
 
-def _not_in_a_base(state: dict[str, Tensor], found: dict[str, Tensor]) -> set[str]:
-    """What may be missing: prompts, pixels where the base reads none, and everything beside the transformer."""
-    parts = (f"single_transformer.model.{name}." for name in ("vis_embed", "vision_tower", "vp_embed"))
+def _not_in_a_base(state: dict[str, Tensor], found: dict[str, Tensor], of_text: bool) -> set[str]:
+    """What may be missing: prompts, pixels where the base reads none, and everything beside the transformer. A base of EVEv2
+    reads pixels; for its layout one that does not is a model of text and no other."""
+    pixels = ("vis_embed", "vision_tower") if of_text else ("vis_embed",)
+    parts = (f"single_transformer.model.{name}." for name in (*pixels, "vp_embed"))
     new = tuple(part for part in parts if not any(name.startswith(part) for name in found))
     return {name for name in state if name.startswith(new) or not name.startswith("single_transformer.")}

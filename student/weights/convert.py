@@ -8,6 +8,7 @@ around them:
                      before its names (`module.`)
     teachers         tensors that only training needs: ignored and counted when read, never written
     a tied head      has no tensor of its own; one that is written out must equal the embeddings
+    EVEv2's names    where its own code calls a tensor otherwise
 
 Files are opened without running code that they may carry. The release loads loosely; here a tensor that is missing,
 unexpected or of another shape is an error that names it.
@@ -42,6 +43,8 @@ TRAINING_ONLY = (
     "radio_distill_linear",
 )
 EMBEDDING, HEAD = "single_transformer.model.embed_tokens.weight", "single_transformer.lm_head.weight"
+# The vector before a picture: as the release calls it, and as EVEv2's own code does.
+CLASS, START = (f"single_transformer.model.vision_tower.{name}_embedding" for name in ("class", "start"))
 _AGAIN = "Fetch the folder again."
 _WRAPPERS = ("state_dict", "module", "model", "model_state_dict")
 _ROOT = "single_transformer."
@@ -95,6 +98,8 @@ def own(found: Mapping[str, Tensor], where: str, *, tied: bool) -> tuple[dict[st
         raise DataError(f"transformers under {_some(sorted(map(repr, before)))}", where, "Give a checkpoint of one student.")
     prefix = before.pop() if before else ""
     tensors = {name.removeprefix(prefix): tensor for name, tensor in kept.items()}
+    if START in tensors and CLASS not in tensors:
+        tensors[CLASS] = tensors.pop(START)
     if tied:
         drop_tied_head(tensors, where)
     return tensors, len(found) - len(kept)

@@ -2,7 +2,7 @@
 
     model.safetensors      the weights, under the reference's names; cut into numbered files with an index where they are large
     tokenizer.json …       the vocabulary, as `transformers.AutoTokenizer.from_pretrained(folder)` reads it
-    generation_config.json greedy, to the end of the text
+    generation_config.json greedy, to the end of the answer
     README.md              the model card, written first
     config.json            sizes under Qwen2's names, and the student's config; written last: a folder that has it is whole
 
@@ -23,9 +23,10 @@ from schemas.errors import ConfigError, DataError
 from schemas.storage import Folder
 from student.config import StudentConfig
 from student.model import PixelSail
-from student.vocabulary import PICTURE_TOKENS, TEXT_TOKENS, Vocabulary, added_tokens
+from student.sequence import layout_of
+from student.vocabulary import TEXT_TOKENS, Vocabulary, special_tokens
 from student.weights import convert
-from student.weights.base import PUBLISHED
+from student.weights.base import PUBLISHED, sizes
 from student.weights.published import read_json
 
 MODEL_TYPE = "pixel_sail"
@@ -64,7 +65,7 @@ def read(folder: Path) -> tuple[PixelSail, Vocabulary]:
     if not isinstance(settings, dict):
         raise DataError("no student was exported here", str(folder / CONFIG), "Give a folder that `sailyard export` wrote.")
     config = parse(StudentConfig, settings, str(folder / CONFIG))
-    vocabulary = Vocabulary.from_qwen(folder, config.prompts)
+    vocabulary = Vocabulary.from_qwen(folder, config.prompts, config.names_pictures)
     student = PixelSail(config, vocabulary, None)
     convert.load(student, folder)
     return student.eval(), vocabulary
@@ -112,13 +113,13 @@ def _config(student: PixelSail, vocabulary: Vocabulary) -> dict[str, Any]:
     return {
         "model_type": MODEL_TYPE,
         "architectures": [type(student).__name__],
-        **{theirs: getattr(config, name) for name, theirs in PUBLISHED.items()},
+        **{PUBLISHED[name]: value for name, value in sizes(config).items()},
         "hidden_act": "silu",
         "vocab_size": len(vocabulary),
         "max_position_embeddings": config.max_length,
         "initializer_range": config.initializer_range,
         "dtype": str(student.single_transformer.model.norm.weight.dtype).removeprefix("torch."),
-        "eos_token_id": vocabulary.end_of_text,
+        "eos_token_id": _end(config, vocabulary),
         "pad_token_id": vocabulary.end_of_text,
         "student": config.model_dump(mode="json"),
     }
@@ -130,9 +131,15 @@ def _tokenizer(config: StudentConfig, vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _special(config: StudentConfig, vocabulary: Vocabulary) -> dict[str, Any]:
-    end, known = TEXT_TOKENS[0], vocabulary.ids()
-    others = [token for token in (*TEXT_TOKENS[1:], *PICTURE_TOKENS, *added_tokens(config.prompts)) if token in known]
-    return {"eos_token": end, "pad_token": end, "additional_special_tokens": others}
+    named = {"eos_token": vocabulary.decode([_end(config, vocabulary)]), "pad_token": TEXT_TOKENS[0]}
+    other = vocabulary.ids().keys() - named.values()
+    return {**named, "additional_special_tokens": [token for token in special_tokens(config.prompts) if token in other]}
+
+
+def _end(config: StudentConfig, vocabulary: Vocabulary) -> int:
+    """The token that ends an answer."""
+    (end,) = layout_of(config, vocabulary).answered("")
+    return end
 
 
 def _generation(vocabulary: Vocabulary) -> dict[str, Any]:

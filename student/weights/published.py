@@ -50,14 +50,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def is_eve(folder: Path) -> bool:
-    """Whether the folder's config says that it is EVEv2, or a student in its layout."""
-    path = folder / "config.json"
-    config = read_json(path) if path.is_file() else {}
-    student = config.get("student")
-    return config.get("model_type") == "eve-qwen2" or (isinstance(student, dict) and bool(student.get("eve")))
-
-
 def read_tokenizer(folder: Path) -> TokenizerFiles:
     """The tokenizer of the folder, pieces numbered from 0 without a gap and every merge of pieces that there are."""
     pieces, merges, where = _pieces_and_merges(folder)

@@ -25,7 +25,10 @@ def children(pid: int) -> dict[int, str]:
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with suppress(OSError):  # it may end meanwhile
             pids += map(int, (thread / "children").read_text().split())
-    lines = {child: Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode() for child in pids}
+    lines: dict[int, str] = {}
+    for child in pids:
+        with suppress(OSError):
+            lines[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     return {child: line for child, line in lines.items() if line}
 
 

@@ -42,6 +42,7 @@ def changed(*sets: str) -> set[str]:
         ("resources.steps.features.worker=2", "did you mean workers?"),
         ("resources.workers='many'", "resources.workers"),
         ("samples.prompts=99", "exceeds student.prompts"),
+        ("student.eve={side=128}", "features.sam2: a student in the layout of EVEv2 has other patches"),
         ("prompts.segments='mask2former'", "prompts.segments = 'mask2former' are proposals"),
         ("samples.prompt_kinds=['box', 'point']; prompts.kinds=['box', 'mask']", "prompts.kinds lacks point"),
         ("prompts.kinds=['box']; samples.prompt_kinds=['box']", "prompts.kinds lacks mask, which evaluation points with"),
@@ -52,6 +53,40 @@ def test_what_is_wrong_is_named(sets, says):
         project(*sets.split("; "))
     assert says in str(error.value)
     assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        ("samples.forms={no_such_set='short'}", "samples.forms names 'no_such_set', there is only refcoco, refcoco+"),
+        ("samples.forms={'llava/train'='semantic'}", "'semantic' is for segmentation, not conversation"),
+        ("samples.forms={refcoco='classified'}", "'classified' is for reference, not segmentation"),
+        (
+            "train.mixture.repeats={'segmentation/refcco'=2}",
+            "train.mixture names 'segmentation/refcco', there is only caption/",
+        ),
+        ("train.mixture.repeats={'caption/refcoco'=2}", "train.mixture names 'caption/refcoco'"),
+        ("train.mixture.repeats={'segmentation/ref'=2}", "train.mixture names 'segmentation/ref'"),
+        ("train.mixture.repeats={choice=2}", "train.mixture names 'choice'"),
+        ("samples.tasks=['segmentation']", "train.mixture names 'caption/pix2cap'"),
+        (
+            "samples.by_source=false",
+            "names 'segmentation/refcoco', there is only caption, conversation, reference, segmentation",
+        ),
+        ("source.semantic=[{path='other.json', split='train'}]", "semantic: other.json is not among panoptic"),
+    ],
+)
+def test_what_is_said_of_a_data_set_that_the_source_has_not_is_named(sets, says):
+    with pytest.raises(ConfigError) as error:
+        parse(Project, override(read_toml(QUICKSTART.with_name("ablation_undistilled.toml")), [sets]), "full.toml")
+    assert says in str(error.value)
+
+
+def test_a_mixture_may_name_tasks_data_sets_and_splits_of_theirs():
+    repeats = "train.mixture.repeats={segmentation=2, 'segmentation/refcoco'=3, 'segmentation/refcoco/train'=4}"
+    sets = [repeats, "samples.forms={'refcoco/train'='described'}"]
+    full_size = read_toml(QUICKSTART.with_name("full_size.toml"))
+    assert len(parse(Project, override(full_size, sets), "full.toml").train.mixture.repeats) == 3
 
 
 def test_resources_of_a_step_are_the_general_then_the_groups_then_its_own():

@@ -20,6 +20,7 @@ from student.vocabulary import Vocabulary
 from student.weights import convert, export
 from tests.flows.conftest import QUICKSTART
 from tests.student.micro import TEXTS
+from tests.student.stores import write_store
 from tests.student.weights.qwen import write_qwen
 
 CONFIG = """
@@ -45,6 +46,9 @@ recency = 0.0
 prompts = 15
 """
 BASE = '\n[base]\nweights = "micro/qwen"\nfolder = "{folder}/qwen"\n'
+EVE = "\n[student.eve]\nchannels = 6\nside = 24\n" + "".join(
+    f'[features.{teacher}]\ngrid = "native"\n' for teacher in ("sam2", "mask2former")
+)
 METRICS = {"trained": {"referring": {"ciou": 0.5, "queries": 3}}, "untrained": {"referring": {"ciou": 0.125}}}
 
 
@@ -52,9 +56,9 @@ def call(*args: str | Path) -> Result:
     return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
-def write_config(folder: Path, base: bool = False) -> tuple[Path, dict[str, Artifact], Project]:
+def write_config(folder: Path, base: bool = False, more: str = "") -> tuple[Path, dict[str, Artifact], Project]:
     path = folder / "own.toml"
-    path.write_text((CONFIG + (BASE if base else "")).format(quickstart=QUICKSTART, folder=folder))
+    path.write_text((CONFIG + (BASE if base else "")).format(quickstart=QUICKSTART, folder=folder) + more)
     project = parse(Project, read_toml(path), str(path))
     return path, artifacts(steps_of(project), Folder(project.workspace)), project
 
@@ -106,6 +110,7 @@ def test_a_finished_run_becomes_a_model_folder_with_a_card(tmp_path):
         f"| train | `{made['train'].fingerprint}` |",
     ):
         assert line in text
+    assert "it comes first, a side of at most 128 pixels" in text
     assert "not finished" not in text
     assert call("export", config, "--to", tmp_path / "out").exit_code == 2
 
@@ -158,6 +163,29 @@ def test_with_a_base_the_vocabulary_is_the_base_s(tmp_path):
     convert.save(student, tmp_path / "theirs.safetensors")
     assert call("import", config, "--from", tmp_path / "theirs.safetensors", "--to", tmp_path / "out").exit_code == 0
     assert same(export.read(tmp_path / "out")[0], student)
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_a_student_of_evev2_comes_from_a_checkpoint_and_has_no_words_for_pictures(tmp_path, rng, base):
+    write_qwen(tmp_path / "qwen")
+    config, made, project = write_config(tmp_path, base=base, more=EVE)
+    vocabulary = made["vocabulary"]
+    assert vocabulary.identity["config"]["pictures"] is False
+    (step,) = (step for step in steps_of(project) if step.name == "vocabulary")
+    inputs = {} if base else {"samples": write_store(Folder(str(tmp_path / "store")), rng).samples}
+    step.stage.run(inputs, vocabulary, Resources(), lambda *_: None)
+    seal(vocabulary)
+    words = Vocabulary.from_json(vocabulary.folder.read("tokenizer.json").decode())
+    assert "<vpatch>" not in words.ids()
+    student = PixelSail(project.student, words, torch.Generator().manual_seed(1))
+    convert.save(student, tmp_path / "iter_9.pth")
+    done = call("import", config, "--from", tmp_path / "iter_9.pth", "--to", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    again, known = export.read(tmp_path / "out")
+    assert same(again, student)
+    assert known.ids() == words.ids()
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "it stands in the first question, brought to about 24² pixels" in text
 
 
 def test_the_base_s_tokenizer_is_part_of_the_vocabulary_s_identity(tmp_path):

@@ -4,16 +4,16 @@ import importlib.util
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 from typer.testing import CliRunner
 
-from flows.answers import Writing
 from flows.cli import app
 from flows.config import Project
-from flows.page import name_of, served
+from flows.page import name_of
 from flows.predict import Machine
 from stages.sources.shapes.config import ShapesConfig
 from tests.flows.asked import HEIGHT, POINT, QUESTION, STEPS, WIDTH, write_project
@@ -47,22 +47,31 @@ def test_the_page_goes_by_the_project_or_else_by_what_its_folder_is_called(folde
 @pytest.mark.page
 def test_a_folder_that_says_what_it_is_has_a_page_without_a_config(tmp_path: Path):
     write_project(tmp_path)
-    checkpoint = str(tmp_path / "runs" / "train" / f"step-{STEPS:08d}")
-    with served(Machine(), checkpoint, Writing(), None) as url, urlopen(url) as page:
-        assert "<title>runs · Sailyard</title>" in page.read().decode()
+    checkpoint = tmp_path / "runs" / "train" / f"step-{STEPS:08d}"
+    with serving(tmp_path, "--checkpoint", checkpoint) as url, urlopen(url) as page:
+        assert '"title":"runs · Sailyard"' in page.read().decode()
+
+
+@contextmanager
+def serving(folder: Path, *arguments: Path | str) -> Iterator[str]:
+    """The URL of the page, which the command serves in a process of its own."""
+    command = [*COMMAND, "predict", *map(str, arguments), "--serve", "--max-new-tokens", "16"]
+    told = folder / "told.txt"
+    with told.open("w") as log, subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True) as server:
+        try:
+            line = server.stdout.readline() if server.stdout else ""
+            assert line.startswith("ask at http://127.0.0.1:"), told.read_text()
+            yield line.split()[2]
+        finally:
+            server.terminate()
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """The URL of the page, which the command serves in a process of its own, and the picture that its student knows."""
+    """The URL of the page, and the picture that its student knows."""
     folder = tmp_path_factory.mktemp("page")
-    command = [*COMMAND, "predict", str(write_project(folder)), "--serve", "--max-new-tokens", "16"]
-    told = folder / "told.txt"
-    with told.open("w") as log, subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True) as server:
-        line = server.stdout.readline() if server.stdout else ""
-        assert line.startswith("ask at http://127.0.0.1:"), told.read_text()
-        yield line.split()[2], folder / "scene.png"
-        server.terminate()
+    with serving(folder, write_project(folder)) as url:
+        yield url, folder / "scene.png"
 
 
 @pytest.fixture

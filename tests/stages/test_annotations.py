@@ -113,6 +113,33 @@ def test_every_picture_has_a_row_and_statements_find_theirs(data: Dataset):
     assert outcome.failures == []
 
 
+HALF_A_PAIR = "\ud800"  # JSON can say it, UTF-8 cannot
+
+
+def test_half_a_pair_of_surrogates_anywhere_is_stored_as_a_question_mark(data: Dataset):
+    data.picture("a.png")
+    data.list("a.png")
+    data.annotate()
+    said = {"sent": HALF_A_PAIR, "sent_id": f"{HALF_A_PAIR}\n  7"}
+    ref = {"ref_id": HALF_A_PAIR, "ann_id": 100, "image_id": 0, "split": HALF_A_PAIR, "sentences": [said]}
+    data.write("refs", "refs.json", [ref, ref | {"ann_id": 9}, ref | {"image_id": HALF_A_PAIR}])
+    talk = {"id": HALF_A_PAIR, "image": "a.png", "conversations": []}
+    data.write("conversations", "llava.json", [talk, talk | {"image": HALF_A_PAIR}], split="train")
+    listed = [{"id": 1, "name": HALF_A_PAIR}]
+    images = [{"id": 0, "file_name": "a.png"}, {"id": HALF_A_PAIR, "file_name": f"{HALF_A_PAIR}.png"}]
+    more = [{"id": 7, "image_id": 0, "category_id": 1, "segmentation": HALF}]
+    data.write("instances", "more.json", {"images": images, "categories": listed, "annotations": more})
+    rows, outcome = data.annotations()
+    assert [each["category"] for each in rows["a.png"]["objects"]] == ["cat", "?"]
+    assert [(each["text"], each["source"]) for each in rows["a.png"]["expressions"]] == [("?", "refs/?")]
+    assert [fault[:42] for fault in rows["a.png"]["faults"]] == [
+        "unknown object: refs: reference ? sentence",
+        "text: llava: conversation ?: it has no que",
+    ]
+    assert sum(outcome.summary["without_picture"].values()) == 2
+    assert "\n".join(outcome.failures).encode()
+
+
 def test_statements_without_a_picture_are_counted_and_named(data: Dataset):
     data.picture("a.png")
     data.list("a.png", "gone.png", "../images/a.png")

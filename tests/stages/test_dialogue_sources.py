@@ -2,11 +2,14 @@
 goes wrong in them."""
 
 import json
+import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from schemas.annotations import Caption, Conversation, Expression, Reference, Tag
 from schemas.dialogue import Turn
@@ -16,7 +19,7 @@ from stages import phrases
 from stages.sources.config import CocoSource, SourceFile
 from stages.sources.draft import Draft
 from stages.sources.listing import annotation_digests
-from stages.sources.pages import TEXT_ALONE, pages
+from stages.sources.pages import TEXT_ALONE, pages, place
 from tests.stages.test_sources import (
     HEIGHT,
     LEFT,
@@ -131,6 +134,20 @@ def test_a_file_says_its_split_where_its_records_have_none(files: Files):
         files.source()
 
 
+def test_pages_are_let_go_of_as_they_are_handed_on(files: Files):
+    talk = [said(*ASKED, image=f"{number}.png") for number in range(4000)]
+    files.add("conversations", "llava.json", talk, split="train")
+    (file,) = files.source().files()
+    tracemalloc.start()
+    try:
+        held = [tracemalloc.get_traced_memory()[0] for _ in pages(file)]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held[-1] < 0.4 * held[0]
+    assert peak < 1.6 * held[0]
+
+
 # -- Osprey ------------------------------------------------------------------------------------------------------------
 
 
@@ -186,9 +203,18 @@ ASKED_OF_ONE = talking("What is <region1>?", "A cat.")
     ],
 )
 def test_what_is_wrong_with_a_record_of_osprey_is_named(files: Files, kind: str, record: Any):
-    draft = osprey(files, record, outlined([LEFT], **ASKED_OF_ONE))
+    draft = osprey(files, record, outlined([RIGHT], **ASKED_OF_ONE))
     assert kinds(draft) == [kind]
     assert [len(each.turns) for each in draft.conversations] == [1]
+    assert [each.rle for each in draft.objects] == [Rle.of(~left_half())]
+
+
+def test_nothing_is_said_of_a_crowd(files: Files):
+    crowd = annotation(12, segmentation={"size": [HEIGHT, WIDTH], "counts": [0, 600, 600]}, iscrowd=1)
+    files.add("instances", "i.json", coco([crowd]))
+    draft = osprey(files, outlined([LEFT], **ASKED_OF_ONE))
+    assert [(each.segment_id, each.is_crowd) for each in draft.objects] == [(12, True), (13, False)]
+    assert draft.conversations[0].pointed == [Tag("<object0>", 13)]
 
 
 # -- ReasonSeg ---------------------------------------------------------------------------------------------------------
@@ -295,9 +321,19 @@ def test_outlines_far_out_cost_no_more_than_near_ones(files: Files):
     assert draft.objects[0].rle.area == WIDTH * HEIGHT
 
 
-def test_a_reasoning_file_that_is_no_json_is_named(files: Files):
+def test_an_edge_to_a_corner_outside_is_drawn_as_on_a_larger_picture(files: Files):
+    corners = [(-400, 15), (39, 0), (39, 29)]
+    larger = Image.new("1", (WIDTH + 400, HEIGHT))
+    ImageDraw.Draw(larger).polygon([(x + 400, y) for x, y in corners], fill=1, outline=1)
+    draft = reasoning(files, asking(("target", corners)))
+    np.testing.assert_array_equal(draft.objects[0].rle.mask(), np.array(larger)[:, 400:])
+    assert draft.objects[0].rle.area == pytest.approx(1084, rel=0.05)
+
+
+@pytest.mark.parametrize("data", [b"{", b"[" * 200_000])
+def test_a_reasoning_file_that_is_no_json_is_named(files: Files, data: bytes):
     with pytest.raises(DataError, match=r"reason0/a\.json: not valid JSON"):
-        reasoning(files, b"{")
+        reasoning(files, data)
 
 
 def test_a_folder_without_records_is_named_and_its_digest_is_of_what_they_say(files: Files):
@@ -310,6 +346,20 @@ def test_a_folder_without_records_is_named_and_its_digest_is_of_what_they_say(fi
         (files.folder / "empty" / "x.json").write_text(json.dumps(asking(text=[letter])))
         digests.append(annotation_digests(files.source())["empty"])
     assert digests[0] != digests[1]
+
+
+def test_the_name_of_a_file_that_is_not_utf_8_stands_in_a_line_that_can_be_stored(tmp_path: Path):
+    folder = tmp_path / "reason"
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9.json")).write_text(json.dumps(asking(TARGET, text=[5])))
+    place_of = {"path": str(folder), "split": "train", "names": {"caf\\xe9.jpg": NAME}}
+    source = CocoSource.model_validate({"images": [str(tmp_path)], "reasoning": [place_of]})
+    draft = Draft(WIDTH, HEIGHT)
+    (file,) = source.files()
+    (page,) = pages(file)
+    place(draft, file, page)
+    (fault,) = draft.faults
+    assert fault.encode() == b"text: reason: question 0 of caf?: it has no text"
 
 
 # -- captions that are read in another way -----------------------------------------------------------------------------
@@ -340,9 +390,11 @@ def test_what_is_described_can_be_asked_for(files: Files):
     ]
     record = {"image_id": 5, "file_name": "5.png", "segments_info": told}
     panoptic(files, [{"id": 70_000, "category_id": 7}], np.where(left_half(), 0, 70_000))
-    draft = files.add("described", "pix2cap.json", coco([record]), split="train").draft()
-    assert draft.expressions == [Expression("A blue sky.", [70_000], "train", "pix2cap")]
-    assert kinds(draft) == ["text", "unknown object"]
+    files.add("captions", "pix2cap.json", coco([record]), split="train")
+    draft = files.add("described", "pix2cap.json", coco([record]), split="train", name="masks").draft()
+    assert draft.expressions == [Expression("A blue sky.", [70_000], "train", "masks")]
+    assert draft.captions == [Caption(70_000, "A blue sky.", "train", "pix2cap")]
+    assert kinds(draft) == ["text", "unknown object"] * 2
 
 
 # -- identity ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Dialogues in which every object has a mask: GLaMM's grounded captions, MUSE and the classes of COCO panoptic, each read for
 one picture of 40 x 30 pixels, and what goes wrong in them."""
 
+import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,14 @@ from PIL import Image
 
 from schemas.annotations import Expression, Tag
 from schemas.dialogue import Turn
-from schemas.errors import DataError
+from schemas.errors import ConfigError, DataError
 from stages import phrases
 from stages.sources.classes import flatten_segments
 from stages.sources.coco import Lists
 from stages.sources.config import SourceFile
 from stages.sources.draft import Draft
-from stages.sources.pages import pages
+from stages.sources.glamm import add_caption, flatten_caption
+from stages.sources.pages import NOWHERE, pages
 from tests.stages.test_sources import (
     HEIGHT,
     LEFT,
@@ -80,7 +83,7 @@ def test_phrases_that_are_not_there_or_lie_across_others_are_named_and_left_out(
         (["text"], " ", [("a cat", [LEFT])]),
         (["text"], "a <object0> cat", [("cat", [LEFT])]),
         (["text"], "a <p> cat", [("cat", [LEFT])]),
-        (["text"], "a cat", [(5, [LEFT])]),
+        (["text", "phrase"], "a cat", [(5, [LEFT])]),
         (["phrase"], "a cat", []),
         (["outside", "phrase"], "a cat", [("cat", [[50, 5, 60, 5, 60, 9, 50, 9]])]),
         (["mask", "phrase"], "a cat", [("cat", [[0, 0, 5, 5]])]),
@@ -133,9 +136,13 @@ def test_phrases_with_their_letters_keep_their_case_and_their_masks_are_joined(f
         (["phrase", "phrase"], caption_of("A cat", {"cat": placed(1, 2, rle(left_half()))})),
         (["mask", "phrase"], caption_of("A cat", {"cat": placed(2, 5)})),
         (["mask", "phrase"], caption_of("A cat", {"cat": placed(2, 5) | {"rle_masks": "all"}})),
-        (["record"], caption_of("A cat", {"cat": placed(2, "5", rle(left_half()))})),
-        (["record"], caption_of("A cat", {"cat": {"token_positives": [2], "rle_masks": []}})),
-        (["record"], caption_of("A cat", {"cat": {"rle_masks": []}})),
+        (["record", "phrase"], caption_of("A cat", {"cat": placed(2, "5", rle(left_half()))})),
+        (["record", "phrase"], caption_of("A cat", {"cat": {"token_positives": [2], "rle_masks": []}})),
+        (["record", "phrase"], caption_of("A cat", {"cat": {"rle_masks": []}})),
+        (["record", "phrase"], caption_of("A cat", {"cat": {}})),
+        (["record", "phrase"], caption_of("A cat", {"cat": placed(2, 5, rle(left_half())) | {"token_positives": None}})),
+        (["phrase", "phrase"], caption_of("A cat", {"dog": placed(2, 5, rle(left_half()))})),
+        (["phrase", "phrase"], caption_of('"A cat', {"cat": placed(1, 4, rle(left_half()))})),
         (["record"], caption_of("A cat", ["cat"])),
         (["record"], caption_of(None, {})),
         (["size"], caption_of("A cat", {"cat": placed(2, 5, rle(left_half()))}, width=WIDTH + 1)),
@@ -145,6 +152,34 @@ def test_what_is_wrong_with_phrases_that_have_letters_is_named(files: Files, nam
     draft = captioned(files, [record])
     assert kinds(draft) == named
     assert not draft.conversations
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_letters_are_counted_with_what_stands_around_the_caption_or_without(files: Files, first: int):
+    draft = captioned(files, [caption_of('" A cat sleeps."', {"a CAT": placed(first, first + 5, rle(left_half()))})])
+    assert not draft.faults
+    assert draft.conversations[0].turns == [Turn("", "<p> A cat </p> <object0> sleeps.")]
+
+
+def test_a_phrase_that_is_said_twice_of_two_objects_stands_at_both_places(files: Files):
+    draft = grounded(files, "A man and a man", ("a man", [LEFT]), ("a man", [RIGHT]), ("a man", [LEFT]))
+    assert kinds(draft) == ["phrase"]
+    assert draft.conversations[0].turns[0].answer == "<p> a man </p> <object0> and <p> a man </p> <object1>"
+
+
+def test_many_masks_of_a_phrase_take_up_the_memory_of_few():
+    whole = np.ones((500, 1000), bool)
+    said = caption_of("A cat", {"a cat": placed(0, 5, *[rle(whole)] * 40)}, width=1000, height=500)
+    draft, file = Draft(1000, 500), SourceFile("grounded", 0, "gcg", "gcg.json", "train")
+    (statement,) = flatten_caption(said)
+    tracemalloc.start()
+    try:
+        add_caption(draft, file, statement)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert draft.objects[0].rle.area == whole.size
+    assert peak < 8 * whole.nbytes
 
 
 def flickr(*phrases_of: dict[str, Any], caption: str = "A cat under the sky", **changes: Any) -> dict[str, Any]:
@@ -178,7 +213,22 @@ def test_what_is_wrong_with_a_caption_of_flickr_is_named(files: Files, named: li
     assert kinds(captioned(files, data)) == named
 
 
-@pytest.mark.parametrize("data", [{}, flickr(images=None), flickr(annotations=[5]), flickr({"image_id": []})])
+@pytest.mark.parametrize(("caption", "place"), [("  A cat sleeps", [2, 7]), ('"A cat" sleeps', [1, 6])])
+def test_letters_of_flickr_are_counted_in_the_caption_as_it_is(files: Files, caption: str, place: list[int]):
+    draft = captioned(files, flickr({"tokens_positive": [place], "sam_mask": rle(left_half())}, caption=caption))
+    assert not draft.faults
+    assert "<p> A cat </p> <object0>" in draft.conversations[0].turns[0].answer
+
+
+def test_annotations_of_flickr_find_their_picture_by_its_number_however_it_is_written(files: Files):
+    cat = {"tokens_positive": [[0, 5]], "sam_mask": rle(left_half())}
+    files.add("grounded", "gcg.json", flickr(cat | {"image_id": "5"}, cat | {"image_id": 6}), split="train")
+    told, lost = pages(files.source().files()[0])
+    assert len(told.statements[0]["phrases"]) == 1
+    assert (lost.address, lost.statements[0]["fault"]) == (NOWHERE, ("unknown picture", "the file lists no picture 6"))
+
+
+@pytest.mark.parametrize("data", [{}, flickr(images=None), flickr(annotations=[5])])
 def test_a_file_of_flickr_of_another_form_is_named(files: Files, data: Any):
     with pytest.raises(DataError, match=r"gcg\.json: .*malformed"):
         captioned(files, data)
@@ -254,7 +304,12 @@ def test_objects_without_a_text_are_put_into_words_with_a_mask_each(files: Files
 def test_what_is_wrong_with_a_record_of_muse_is_named(files: Files, kind: str, answers: Any, texts: Any, changes: Any):
     draft = muse(files, answers, texts, **changes)
     assert kinds(draft) == [kind]
-    assert not draft.conversations
+    assert (draft.conversations, draft.objects) == ([], [])
+
+
+def test_a_refused_conversation_leaves_no_object_behind(files: Files):
+    draft = muse(files, [[target([LEFT])], [target([RIGHT])]], ["{seg}", "no mask"])
+    assert (kinds(draft), draft.conversations, draft.objects) == (["count"], [], [])
 
 
 def test_muse_calls_a_picture_by_its_name_or_its_address(files: Files):
@@ -277,7 +332,7 @@ def classed(files: Files, kind: str, *segments: tuple[Any, Any], **config: Any) 
     crowd = {"id": 9, "category_id": 0, "iscrowd": 1}
     data = coco([{"image_id": 5, "file_name": "5.png", "segments_info": [*told, crowd]}], categories=LISTED)
     files.add("panoptic", "panoptic.json", data)
-    return files.add(kind, f"{kind}.json", data, **{"split": "train"} | config).draft()
+    return files.add(kind, "panoptic.json", data, **{"split": "train", "name": kind} | config).draft()
 
 
 def test_all_segments_of_a_class_are_asked_for_together(files: Files):
@@ -332,12 +387,20 @@ def test_what_is_wrong_with_a_class_is_named_and_the_next_is_read(files: Files, 
 @pytest.mark.parametrize("kind", ["semantic", "instance", "classified"])
 def test_a_record_of_classes_of_another_form_is_a_fault(files: Files, kind: str, segments: Any):
     record = {"image_id": 5, "file_name": "5.png", "segments_info": segments}
-    assert kinds(files.add(kind, "c.json", coco([record], categories=LISTED), split="train").draft()) == ["record"]
+    listed = coco([record], categories=LISTED)
+    files.add("panoptic", "c.json", listed, name="segments")
+    assert kinds(files.add(kind, "c.json", listed, split="train").draft()) == ["record", "record"]
 
 
 def test_one_class_is_no_choice(files: Files):
-    record = {"image_id": 5, "file_name": "5.png", "segments_info": [{"id": 1, "category_id": 1}]}
-    files.add("instances", "i.json", coco([annotation(1)]))
     panoptic(files, [{"id": 1, "category_id": 1}], np.where(left_half(), 1, 0))
-    draft = files.add("classified", "c.json", coco([record], categories=LISTED[:1]), split="train").draft()
-    assert kinds(draft) == ["category"]
+    data = json.loads((files.folder / "panoptic.json").read_text()) | {"categories": LISTED[1:2]}
+    files.add("classified", "panoptic.json", data, split="train", name="classes")
+    assert files.draft().faults == ["category: classes: class 1 of 5.png: there is no other class to choose among"]
+
+
+@pytest.mark.parametrize("kind", ["semantic", "instance", "classified"])
+def test_classes_are_of_a_panoptic_file_of_the_source(files: Files, kind: str):
+    files.add("panoptic", "panoptic.json", coco([])).add(kind, "other.json", coco([]), split="train")
+    with pytest.raises(ConfigError, match=rf"{kind}: .*other\.json is not among panoptic"):
+        files.source()

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -243,6 +244,36 @@ def test_who_points_may_be_asked_about_a_mark_that_is_not_there_and_for_short_an
     assert len(many.turns) == 2
     assert len(many.prompts) == 4
     assert [turn.answer for turn in none.turns] == ["Yes"]
+
+
+def test_a_mark_that_is_not_there_is_asked_about_before_any_turn_and_at_most_once_a_dialogue():
+    turns = [Turn(f"Is <object0> {colour}?", "No") for colour in ("red", "blue", "green")]
+    said = [Conversation(turns, [Tag("<object0>", 1)], [], "train", "c")] * 40
+    made = conversations(*said, negative_rate=0.3)
+    places = [[k for k, turn in enumerate(sample.turns) if turn.answer.endswith("not in the image.")] for sample in made]
+    assert {len(found) for found in places} == {0, 1}
+    assert {k for found in places for k in found} == {0, 1, 2}
+    assert all(len(sample.turns) == 3 + len(found) for sample, found in zip(made, places, strict=True))
+
+
+@pytest.mark.parametrize("prompts", [15, 3])
+def test_choices_of_a_class_may_follow_a_mark_that_is_not_there(prompts):
+    said = [Reference("What is <a>? A, B.", "<a>: A", [Tag("<a>", n)], "train", "classes") for n in (1, 2, 3, 4)]
+    row = annotation("k", expressions=[], references=said)
+    plain = samples(SamplesStage(negative_rate=1.0, prompts=prompts), row)
+    assert sum(len(sample.turns) for sample in plain) == 4
+    made = samples(SamplesStage(negative_rate=1.0, prompts=prompts, forms={"classes": "classified"}), row)
+    for sample in made:
+        denied, *asked = sample.turns
+        used = {f"<Prompt{slot.index}>" for slot in sample.prompts}
+        assert {turn.answer.removesuffix(": A") for turn in asked} == used
+        assert denied.answer.endswith(" is not in the image.")
+        assert denied.answer.split()[0] in denied.question
+        assert denied.answer.split()[0] not in used
+    assert sum(len(sample.turns) - 1 for sample in made) == 4
+    held_out = annotation("k", "evaluation", references=[replace(each, split="evaluation") for each in said])
+    asked = samples(SamplesStage(tasks=("reference",), negative_rate=1.0, forms={"classes": "classified"}), held_out)
+    assert [len(sample.turns) for sample in asked] == [1] * 4
 
 
 def test_conversations_that_cannot_be_held_are_counted():

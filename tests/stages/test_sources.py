@@ -238,7 +238,7 @@ def test_bare_masks_stand_for_the_object_they_equal_or_become_one(files: Files):
     assert draft.references == [Reference("what is left of <object1>?", "<object2>", tagged, "train", "v")]
 
 
-@pytest.mark.parametrize("said", ["[SEG]", "<Prompt3>", "<|im_end|>", "</vision>"])
+@pytest.mark.parametrize("said", ["[SEG]", "<Prompt3>", "<|im_end|>", "</vision>", "<p>", "</p>"])
 def test_a_text_that_says_what_has_a_meaning_of_its_own_is_a_fault(files: Files, said: str):
     caption = {"segmentation": rle(left_half()), "caption": f"a cat {said} on a mat"}
     files.add("detailed", "d.json", [{"image_name": NAME, "object_annotations": [caption]}], split="evaluation")
@@ -280,7 +280,9 @@ def test_a_damaged_pickle_is_named(data: bytes):
         read_pickle(data, "refs.p")
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "not valid JSON"), ("{}", "no list"), ('{"images": [3]}', "malformed")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("{", "not valid"), ("[" * 200_000, "not valid"), ("{}", "no list"), ('{"images": [3]}', "malformed")]
+)
 def test_a_file_that_is_no_annotation_file_is_named(files: Files, text: str, said: str):
     files.add("instances", "i.json", {})
     (files.folder / "i.json").write_text(text)

@@ -83,6 +83,19 @@ def test_without_a_resize_a_patch_is_marked_where_its_own_pixels_are(rng):
     np.testing.assert_array_equal(prompt_patches(mask, (6, 8)), expected)
 
 
+@pytest.mark.parametrize(("height", "width", "grid"), [(24, 20, (28, 23)), (3, 40, (5, 9)), (7, 4, (3, 9)), (1, 1, (4, 4))])
+def test_a_mark_on_a_picture_of_fewer_pixels_than_patches_has_no_holes(height, width, grid):
+    assert prompt_patches(np.ones((height, width), bool), grid).all()
+    for y, x in np.ndindex(height, width):
+        mask = np.zeros((height, width), bool)
+        mask[y, x] = True
+        expected = {(int((y + 0.5) * grid[0] / height), int((x + 0.5) * grid[1] / width))}
+        for row, column in np.ndindex(grid):
+            if (int((row + 0.5) * height / grid[0]), int((column + 0.5) * width / grid[1])) == (y, x):
+                expected.add((row, column))
+        assert set(map(tuple, np.argwhere(prompt_patches(mask, grid)).tolist())) == expected
+
+
 def marked(*prompts: np.ndarray) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """The prompts, the largest first, written one upon the other on a grid of 4 by 4 patches of 4 by 4 pixels."""
     index, numbered = np.full((4, 4), -2), list(enumerate(prompts))

@@ -4,9 +4,11 @@ import torch
 
 from schemas.errors import DataError
 from student.data.features import Stored
-from student.layout import positions
+from student.layout import QwenLayout
 from student.sequence import IGNORED, NO_PROMPT, collate, encode
 from tests.student.micro import micro_config, micro_vocabulary, picture, pointed, spoken, square
+
+LAYOUT = QwenLayout(micro_config(), micro_vocabulary())
 
 
 def encoded(rng, **settings):
@@ -35,7 +37,7 @@ def test_a_question_is_left_open_after_the_beginning_of_its_answer(rng):
 
 
 def test_positions_of_the_reference_example():
-    assert positions(12, (2, 3)).tolist() == [
+    assert LAYOUT.positions(12, (2, 3)).tolist() == [
         [0, 1, 1, 1, 1, 1, 1, 4, 5, 6, 7, 8],
         [0, 1, 1, 1, 2, 2, 2, 4, 5, 6, 7, 8],
         [0, 1, 2, 3, 1, 2, 3, 4, 5, 6, 7, 8],
@@ -46,7 +48,7 @@ def test_positions_of_the_reference_example():
 def test_positions_token_by_token(grid):
     patches = grid[0] * grid[1] if grid else 0
     length = patches + 9
-    found = positions(length, grid)
+    found = LAYOUT.positions(length, grid)
     for i in range(length):
         if grid is None or i < 1:
             expected = [i, i, i]

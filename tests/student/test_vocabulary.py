@@ -52,6 +52,15 @@ def test_a_size_without_room_for_the_bytes_is_refused():
         Vocabulary.train(TEXTS, 280, 15)
 
 
+def test_without_words_for_pictures_there_is_room_for_others():
+    plain, other = Vocabulary.train(TEXTS, 320, 3), Vocabulary.train(TEXTS, 320, 3, pictures=False)
+    assert {"<vision>", "<vpatch>", "</vision>"} == {token for token in plain.ids() if token not in other.ids()}
+    in_order = sorted(other.ids(), key=other.ids().__getitem__)
+    assert in_order[-10:] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *added_tokens(3)]
+    with pytest.raises(DataError, match="the tokenizer has no <vpatch>"):
+        other.patch  # noqa: B018
+
+
 def test_a_tokenizer_of_something_else_is_refused():
     broken = json.loads(micro_vocabulary().to_json())
     broken["added_tokens"] = [token for token in broken["added_tokens"] if token["content"] != "[SEG]"]

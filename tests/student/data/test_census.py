@@ -12,6 +12,7 @@ from student.data.corpus import Corpus
 from student.data.mixture import Mixture
 from student.sequence import IGNORED
 from tests.student.data.test_corpus import open_corpus, remade, with_column
+from tests.student.eve.micro import eve_config
 from tests.student.micro import micro_config
 from tests.student.stores import Store
 
@@ -65,6 +66,17 @@ def test_tokens_are_those_of_the_examples(small_store: Store):
         assert mean["image_tokens"] + mean["text_tokens"] == sum(len(example.tokens_L) for example in examples) / each
         assert mean["supervised_tokens"] == sum((example.labels_L != IGNORED).sum() for example in examples) / each
         assert mean["hidden_prompts"] == mean["dropped_turns"] == 0
+
+
+def test_a_picture_of_evev2_has_a_token_before_it_and_one_behind_each_row(small_store: Store):
+    corpus = open_corpus(small_store, config=eve_config())
+    mean = counted(corpus)["parts"]["caption"]["mean"]
+    examples = [corpus[sample] for sample in np.flatnonzero(corpus.part_N == corpus.parts.index("caption")).tolist()]
+    rows = sum(1 + example.grid[0] * (example.grid[1] + 1) for example in examples)
+    assert mean["image_tokens"] == rows / len(examples)
+    assert mean["image_tokens"] + mean["text_tokens"] == sum(len(example.tokens_L) for example in examples) / len(examples)
+    with pytest.raises(DataError, match=r"Raise student\.max_length, or lower student\.eve\.side"):
+        counted(open_corpus(small_store, config=eve_config(max_length=8)))
 
 
 def spot(region: dict) -> dict:

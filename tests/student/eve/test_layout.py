@@ -115,12 +115,21 @@ def test_a_student_without_it_keeps_its_name():
     assert fingerprint(StudentConfig().identity()) == "4743c8906778b95791533a105c4704d4"
 
 
+def test_the_side_of_others_means_nothing():
+    """And where a picture takes too many tokens, it is not what is to be lowered."""
+    assert eve_config(max_side=60).max_side == 60
+    with pytest.raises(DataError, match=r"lower student\.eve\.side, or"):
+        encode(micro_vocabulary(), eve_config(max_length=9), turns=[("What?", "It.")], sample_id="s7")
+    with pytest.raises(DataError, match=r"lower student\.max_side, or"):
+        encode(micro_vocabulary(), micro_config(max_length=9), turns=[("What?", "It.")], sample_id="s7")
+
+
 @pytest.mark.parametrize(
     ("over", "message"),
     [
         ({"patch": 7, "max_side": 70, "mask_stride": 7}, "patch = 7 must be even"),
         ({"prompting": "pooled"}, 'prompting = "pooled" is no part of EVEv2'),
-        ({"compat": "paper"}, 'compat = "paper" is not known of EVEv2'),
+        ({"compat": "paper"}, 'student.compat = "paper" is not known of EVEv2'),
         ({"eve": {"side": 0}}, "side"),
     ],
 )

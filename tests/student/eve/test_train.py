@@ -63,7 +63,7 @@ def test_features_on_the_patches_of_another_student_are_refused():
     """Pictures have other sizes here, so other patches."""
     spec = FeatureSpec(teacher="sam2", layer="l", channels=3, grid=PatchGrid(patch=8, max_side=64, cells=1))
     loss = LossConfig(distillation={"sam2": TeacherLoss(reads="patches")})
-    with pytest.raises(ConfigError, match=r"sam2: features on the patches of a Qwen student.*Set grid = 'native'"):
+    with pytest.raises(ConfigError, match=r"features.sam2: .*EVEv2 has other patches.* set grid = 'native'"):
         Distillation(eve_config(), loss, {"sam2": Column(spec)})
 
 

@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_named_in_a_line(tmp_path):
 
 
 def started(folder: Path, config: StudentConfig) -> tuple[PixelSail, Vocabulary, base.Started]:
-    vocabulary = Vocabulary.from_qwen(folder, config.prompts)
+    vocabulary = Vocabulary.from_qwen(folder, config.prompts, config.names_pictures)
     student = PixelSail(config, vocabulary, torch.Generator().manual_seed(1))
     return student, vocabulary, base.load(student, vocabulary, BaseConfig(weights="micro", folder=str(folder)), seed=0)
 
@@ -93,7 +93,7 @@ def write_words(folder: Path) -> int:
 def write_eve(folder: Path) -> dict[str, torch.Tensor]:
     """The folder of EVEv2 itself, under its own names; returns its tensors."""
     rows = write_words(folder) + 12
-    words = Vocabulary.from_qwen(folder, 3)
+    words = Vocabulary.from_qwen(folder, 3, pictures=False)
     state = PixelSail(fitting(), words, torch.Generator().manual_seed(5)).state_dict()
     tensors = {name.removeprefix(ROOT): tensor for name, tensor in state.items() if name.startswith(ROOT) and name != VP}
     tensors |= {name: torch.randn(rows, 32) for name in ("model.embed_tokens.weight", "lm_head.weight")}
@@ -110,9 +110,33 @@ def test_a_student_starts_from_evev2(tmp_path):
             assert torch.equal(state[ROOT + name], tensor)
     assert torch.equal(state[f"{ROOT}lm_head.weight"], tensors["lm_head.weight"][: len(vocabulary)])
     assert {name for name in told.drawn if name.startswith(ROOT)} == {VP}
-    lacking = {name: tensor for name, tensor in tensors.items() if not name.endswith("split_embedding")}
-    save_file(lacking, tmp_path / "model.safetensors")
-    with pytest.raises(DataError, match="missing: single_transformer.model.vision_tower.split_embedding"):
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ("vision_tower.split_embedding", r"missing: single_transformer.model.vision_tower.split_embedding\)"),
+        ("vision_tower.", r"missing: single_transformer.model.vision_tower.class_embedding, .* and 2 more\)"),
+        ("moe_", r"missing: single_transformer.model.layers.0.moe_input_layernorm.weight, .* and 20 more\)"),
+    ],
+)
+def test_half_of_evev2_is_refused(tmp_path, part, says):
+    kept = {name: tensor for name, tensor in write_eve(tmp_path).items() if part not in name}
+    save_file(kept, tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match=says):
+        started(tmp_path, fitting())
+
+
+def test_the_vector_before_a_picture_has_two_names(tmp_path):
+    """The release has one, EVEv2's own code another; who has both is asked which."""
+    tensors = write_eve(tmp_path)
+    first = tensors.pop("model.vision_tower.class_embedding")
+    save_file(tensors | {"model.vision_tower.start_embedding": first}, tmp_path / "model.safetensors")
+    student, _, _ = started(tmp_path, fitting())
+    assert torch.equal(student.single_transformer.model.vision_tower.class_embedding, first)
+    both = {f"model.vision_tower.{name}_embedding": first.clone() for name in ("start", "class")}
+    save_file(tensors | both, tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match=r"unexpected: single_transformer.model.vision_tower.start_embedding"):
         started(tmp_path, fitting())
 
 
@@ -136,25 +160,28 @@ def test_a_base_of_other_sizes_is_refused(tmp_path):
     write_eve(tmp_path)
     with pytest.raises(ConfigError, match=r"rope_theta = 10000\.0 where the base has 5000\.0"):
         started(tmp_path, eve_config(norm_eps=1e-5))
-    with pytest.raises(DataError, match=r"vision_tower.patch_embedding.0.bias 6 for 7"):
-        started(tmp_path, fitting(eve={"channels": 7, "side": 24}))
+    says = r"norm_eps = 1e-06 .*; eve.channels = 7 where the base has 6. Set under .*: norm_eps = 1e-05, eve.channels = 6."
+    with pytest.raises(ConfigError, match=says):
+        started(tmp_path, fitting(norm_eps=1e-6, eve={"channels": 7, "side": 24}))
     with pytest.raises(DataError, match="EVEv2 layout"):
         started(tmp_path, micro_config(rope_theta=5000.0, norm_eps=1e-5))
 
 
 def test_the_vocabulary_of_the_release_has_no_words_for_pictures(tmp_path):
     count = write_words(tmp_path)
-    vocabulary = Vocabulary.from_qwen(tmp_path, 15)
+    vocabulary = Vocabulary.from_qwen(tmp_path, 15, pictures=False)
     in_order = sorted(vocabulary.ids(), key=vocabulary.ids().__getitem__)
     assert in_order[count - len(ADDED) :] == [*ADDED, *added_tokens(15)]
+    assert "<vision>" in Vocabulary.from_qwen(tmp_path, 15).ids(), "the student is asked, not the folder"
     with pytest.raises(DataError, match="the tokenizer has no <vision>"):
         encode(vocabulary, micro_config(prompts=15), turns=[("What?", "It.")], image=torch.zeros(9, 9, 3).byte().numpy())
 
 
 @pytest.mark.parametrize("pictures", [True, False])
 def test_what_is_exported_comes_back(tmp_path, rng, pictures):
-    (write_tokenizer if pictures else write_words)(tmp_path / "words")
-    vocabulary = Vocabulary.from_qwen(tmp_path / "words", 3)
+    """Also one that has words for pictures, which it never reads."""
+    write_tokenizer(tmp_path / "words")
+    vocabulary = Vocabulary.from_qwen(tmp_path / "words", 3, pictures)
     student = PixelSail(eve_config(), vocabulary, torch.Generator().manual_seed(1))
     export.write(Folder(str(tmp_path / "out")), student, vocabulary, "# card")
     again, known = export.read(tmp_path / "out")
@@ -164,5 +191,9 @@ def test_what_is_exported_comes_back(tmp_path, rng, pictures):
     other, _, told = started(tmp_path / "out", eve_config())
     assert same(student, other)
     assert told.drawn == ()
-    special = json.loads((tmp_path / "out/special_tokens_map.json").read_text())["additional_special_tokens"]
-    assert ("<vpatch>" in special) == pictures
+    special = json.loads((tmp_path / "out/special_tokens_map.json").read_text())
+    assert ("<vpatch>" in special["additional_special_tokens"]) == pictures
+    assert (special["eos_token"], special["pad_token"]) == ("<|im_end|>", "<|endoftext|>")
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert (written["eos_token_id"], written["pad_token_id"]) == (vocabulary.turn_end, vocabulary.end_of_text)
+    assert written["mm_hidden_size"] == 6

@@ -33,6 +33,7 @@ def commands(page: Path) -> list[str]:
 TOMLS = [(page, block) for page in PAGES for block in blocks(page, "toml") if "dinov2" not in block]
 LINKS = [(page, link) for page in PAGES for link in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", page.read_text())]
 PLACES = [(page, place) for page in PAGES for place in re.findall(rf"`((?:{ROOMS})/[\w/.]+)`", page.read_text())]
+TESTS = [(page, test) for page in PAGES for test in re.findall(r"`(test_\w+::test_\w+)`", page.read_text())]
 LINES = [(page, line) for page in PAGES for line in commands(page) if "sailyard " in line]
 FILES = [(page, block) for page in PAGES for block in blocks(page, "python") if block.startswith('"""')]
 
@@ -65,6 +66,12 @@ def test_links_lead_somewhere(page: Path, link: str):
 @pytest.mark.parametrize(("page", "place"), PLACES, ids=named(PLACES))
 def test_files_that_are_spoken_of_are_there(page: Path, place: str):
     assert (ROOT / place).exists()
+
+
+@pytest.mark.parametrize(("page", "test"), TESTS, ids=named(TESTS))
+def test_tests_that_are_named_are_there(page: Path, test: str):
+    file, name = test.split("::")
+    assert any(f"\ndef {name}(" in path.read_text() for path in (ROOT / "tests").rglob(f"{file}.py"))
 
 
 @pytest.mark.parametrize(("page", "line"), LINES, ids=named(LINES))

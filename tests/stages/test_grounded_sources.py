@@ -3,7 +3,6 @@ one picture of 40 x 30 pixels, and what goes wrong in them."""
 
 import json
 import tracemalloc
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,11 @@ from stages.sources.config import SourceFile
 from stages.sources.draft import Draft
 from stages.sources.glamm import add_caption, flatten_caption
 from stages.sources.pages import NOWHERE, pages
-from tests.stages.test_sources import (
+from tests.stages.annotated import (
     HEIGHT,
     LEFT,
     NAME,
+    RIGHT,
     WIDTH,
     Files,
     annotation,
@@ -33,14 +33,6 @@ from tests.stages.test_sources import (
     panoptic,
     rle,
 )
-
-RIGHT = [20, 0, 40, 0, 40, 30, 20, 30]
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Files:
-    return Files(tmp_path)
-
 
 # -- grounded captions -------------------------------------------------------------------------------------------------
 

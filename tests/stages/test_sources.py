@@ -1,6 +1,5 @@
 """Annotation files, read and joined to one picture of 40 x 30 pixels, and what goes wrong in them."""
 
-import json
 import os
 import pickle
 from pathlib import Path
@@ -8,82 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from schemas.annotations import Caption, Choice, Expression, Reference, Tag
-from schemas.config import parse
 from schemas.errors import ConfigError, DataError
 from schemas.regions import Rle
-from stages.sources.config import CocoSource, ImageFolder
-from stages.sources.draft import Draft
+from stages.sources.config import ImageFolder
 from stages.sources.listing import annotation_digests, images_digest, listing
-from stages.sources.pages import pages, place
 from stages.sources.pickles import read_pickle
-
-WIDTH, HEIGHT, NAME = 40, 30, "a.png"
-CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 7, "name": "sky", "isthing": 0}]
-LEFT = [0, 0, 20, 0, 20, 30, 0, 30]
-
-
-def rle(mask_HW: np.ndarray) -> dict[str, Any]:
-    made = Rle.of(mask_HW)
-    return {"size": [made.height, made.width], "counts": made.counts}
-
-
-def left_half() -> np.ndarray:
-    mask_HW = np.zeros((HEIGHT, WIDTH), bool)
-    mask_HW[:, :20] = True
-    return mask_HW
-
-
-def annotation(number: int, **changes: Any) -> dict[str, Any]:
-    return {"id": number, "image_id": 5, "category_id": 1, "segmentation": [LEFT], "bbox": [0, 0, 20, 30]} | changes
-
-
-def coco(annotations: list[Any], **changes: Any) -> dict[str, Any]:
-    images = [{"id": 5, "file_name": NAME, "width": WIDTH, "height": HEIGHT}]
-    return {"images": images, "categories": CATEGORIES, "annotations": annotations} | changes
-
-
-def reference(ann_id: Any, *texts: str, split: str | None = "train") -> dict[str, Any]:
-    sentences = [{"sent_id": number, "raw": text.upper(), "sent": text} for number, text in enumerate(texts)]
-    return {"ref_id": 3, "ann_id": ann_id, "image_id": 5, "split": split, "sentences": sentences}
-
-
-class Files:
-    """Annotation files in a folder, and the row that they give the picture."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.fields: dict[str, list[Any]] = {"instances": []}
-
-    def add(self, kind: str, file: str, data: Any, **config: Any) -> "Files":
-        path = self.folder / file
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(pickle.dumps(data, 2) if file.endswith(".p") else json.dumps(data).encode())
-        self.fields.setdefault(kind, []).append({"path": str(path)} | config)
-        return self
-
-    def source(self) -> CocoSource:
-        return parse(CocoSource, {"images": [str(self.folder)], **self.fields}, "test")
-
-    def draft(self) -> Draft:
-        draft = Draft(WIDTH, HEIGHT)
-        for file in self.source().files():
-            for page in pages(file):
-                assert page.address in {("name", NAME), ("id", "5")}
-                place(draft, file, page)
-        return draft
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Files:
-    return Files(tmp_path)
-
-
-def kinds(draft: Draft) -> list[str]:
-    return [fault.split(":")[0] for fault in draft.faults]
-
+from tests.stages.annotated import HEIGHT, NAME, WIDTH, Files, annotation, coco, kinds, left_half, panoptic, reference, rle
 
 # -- objects -----------------------------------------------------------------------------------------------------------
 
@@ -146,13 +77,6 @@ def test_two_files_that_give_one_number_to_different_objects_disagree(files: Fil
 def test_annotations_drawn_on_another_size_are_refused(files: Files):
     turned = [{"id": 5, "file_name": NAME, "width": HEIGHT, "height": WIDTH}]
     assert kinds(files.add("instances", "i.json", coco([annotation(1)], images=turned)).draft()) == ["size"]
-
-
-def panoptic(files: Files, segments: list[dict[str, Any]], ids_HW: np.ndarray) -> Files:
-    (files.folder / "panoptic").mkdir()
-    colours = np.stack([ids_HW & 255, ids_HW >> 8 & 255, ids_HW >> 16], axis=-1).astype(np.uint8)
-    Image.fromarray(colours).save(files.folder / "panoptic" / "5.png")
-    return files.add("panoptic", "panoptic.json", coco([{"image_id": 5, "file_name": "5.png", "segments_info": segments}]))
 
 
 def test_panoptic_segments_keep_their_ids_and_step_aside_for_instances(files: Files):

@@ -25,19 +25,8 @@ from student.model import Output, PixelSail
 from student.sequence import Batch, Example, collate, encode
 from tests.student.eve.reference import EveReference
 from tests.student.micro import micro_vocabulary, picture
-from tests.student.reference import (
-    Made,
-    Raw,
-    Reference,
-    choose,
-    distillation,
-    doubts,
-    marks,
-    mask_losses,
-    picture_size,
-    position,
-    text_loss,
-)
+from tests.student.reference import Made, Raw, Reference, marks, picture_size, position
+from tests.student.reference_losses import choose, distillation, doubts, mask_losses, text_loss
 
 TOLERANCE = 1e-5
 TEACHERS = {"sam2": TeacherLoss(reads="patches", weight=0.5), "mask2former": TeacherLoss(reads="mask_features", weight=2.0)}

@@ -14,7 +14,8 @@ from student.training.saving import Saver
 from student.training.train import train
 from tests.student.data.test_corpus import with_long_answer
 from tests.student.stores import Store
-from tests.student.training.test_train import Killed, files, kill_at, long_setup, nothing, open_setup, skipped_in
+from tests.student.training.test_group import long_setup, skipped_in
+from tests.student.training.test_train import Killed, files, kill_at, nothing, open_setup
 
 
 @pytest.mark.parametrize("batch", [4, 1])

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from flows.config import Project
 from flows.graph import Step, artifacts, steps_of
-from flows.mending import is_mendable, mend_rows, work_of
+from flows.mending import complete_work_of, is_mendable, mend_rows
 from flows.states import IDENTITY, state_of
 from schemas.artifact import RECORD, Artifact, damaged, is_shard, verify
 from schemas.errors import BrokenArtifact, ConfigError, DataError
@@ -211,7 +211,7 @@ def compare(steps: Sequence[Step], found: Mapping[str, Artifact], count: int, se
 def _compare(step: Step, found: Mapping[str, Artifact], count: int, random: np.random.Generator) -> Comparison:
     from stages.mend import Mender
 
-    artifact, mender = found[step.name], Mender(work_of(step, found))
+    artifact, mender = found[step.name], Mender(complete_work_of(step, found))
     assert artifact.table is not None and artifact.table.spec is not None
     made = [(n, row) for n in range(artifact.shards) for row in _made_rows(artifact, n)]
     chosen = sorted(made[at] for at in random.choice(len(made), min(count, len(made)), replace=False))

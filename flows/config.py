@@ -80,8 +80,11 @@ class EvaluationConfig(Config):
 
 
 class ResourcesConfig(Resources):
-    """The resources of every step, and under `steps` what differs for one step, or for a group such as `features`."""
+    """The resources of every step, and under `steps` what differs for one step, or for a group such as `features`. With
+    `one_pass` the columns of features whose resources are the same are made together: a worker holds all of their teachers, and
+    decodes each picture once."""
 
+    one_pass: bool = False
     steps: dict[str, dict[str, Any]] = {}
 
     @model_validator(mode="after")
@@ -92,7 +95,7 @@ class ResourcesConfig(Resources):
 
     def of(self, step: str) -> Resources:
         """What `step` runs with: the general, then the group's, then its own."""
-        fields = self.model_dump(exclude={"steps"})
+        fields = self.model_dump(exclude={"one_pass", "steps"})
         for name in sorted(self.steps, key=len):
             if step == name or step.startswith(f"{name}/"):
                 fields |= self.steps[name]

@@ -12,7 +12,7 @@ what is stale before any work is done. A retry of it finds what is missing and g
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from prefect import flow, tags
@@ -56,7 +56,9 @@ class Run:
         return cls(config, steps, artifacts(steps, Folder(config.workspace)), chosen, rebuilt)
 
     def of_part(self, part: Part) -> list[Step]:
-        return [step for step in self.steps if step.part == part and step.name in self.chosen]
+        """The chosen steps of it, each beside chosen ones only."""
+        mine = [step for step in self.steps if step.part == part and step.name in self.chosen]
+        return [replace(step, beside=[each for each in step.beside if each.name in self.chosen]) for step in mine]
 
     def look_ahead(self) -> None:
         """Refuse what cannot be made; take away what is to be made anew, on the first attempt only; refuse what is stale."""

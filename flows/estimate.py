@@ -3,7 +3,7 @@ what a teacher says, and what it costs."""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -94,6 +94,7 @@ def estimate(
     states = {step.name: state_of(found[step.name], step.inputs_in(found)) for step in steps}
     left = [step for step in steps if states[step.name].kind != "done"]
     forecasts = [_of_the_rest(_forecast(step, found[step.name], measured), states[step.name]) for step in left]
+    forecasts = _held_together(left, forecasts)
     looks = project.train.steps * project.train.batch / max(measured.pool.pictures, 1)
     columns = [step for step in steps if isinstance(step.stage, FeaturesStage) and step.stage.name in project.loss.distillation]
     caching = [_caching(step, found[step.name], measured, looks) for step in columns]
@@ -105,6 +106,23 @@ def _of_the_rest(forecast: StepForecast, state: State) -> StepForecast:
     if state.kind != "partial" or not state.total or not forecast.seconds:
         return forecast
     return replace(forecast, seconds=forecast.seconds.times(1 - state.done / state.total))
+
+
+def _held_together(steps: Sequence[Step], forecasts: Sequence[StepForecast]) -> list[StepForecast]:
+    """Of steps that share a pass the first holds the memory of all."""
+    found, taken = {each.step: each for each in forecasts}, set[str]()
+    for step in steps:
+        group = [found[name] for name in (step.name, *(each.name for each in step.beside)) if name in found]
+        if len(group) > 1 and step.name not in taken:
+            memory, on_device = _sum(each.memory for each in group), _sum(each.device_memory for each in group)
+            found[step.name] = replace(found[step.name], memory=memory, device_memory=on_device)
+            taken |= {each.step for each in group}
+    return list(found.values())
+
+
+def _sum(ranges: Iterable[Range | None]) -> Range | None:
+    known = [each for each in ranges if each]
+    return total(known) if known else None
 
 
 def _forecast(step: Step, artifact: Artifact, measured: Measured) -> StepForecast:

@@ -41,7 +41,7 @@ class Step:
     """A stage in its place. `name` is also where its artifact lies in the workspace. `inputs` and `whole` map the roles that
     the stage knows to names of steps: a MapStage is handed `inputs` shard by shard and `whole` as they are, a JobStage all
     as they are. `gates` are handed over like `whole`, but nothing is made of them: the stage looks at them and goes on or
-    refuses, so they are no part of what it makes is known by."""
+    refuses, so they are no part of what it makes is known by. `beside` are later steps that can be made in the same pass."""
 
     name: str
     part: Part
@@ -51,6 +51,7 @@ class Step:
     shards: int = 0
     resources: Resources = field(default_factory=Resources)
     gates: Mapping[str, str] = field(default_factory=dict)
+    beside: Sequence["Step"] = ()
 
     def inputs_in(self, artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
         """What it is made from, by role."""
@@ -70,7 +71,23 @@ def steps_of(project: Project) -> list[Step]:
     steps.append(Step("report", "evaluate_student", project.report, _same(*_names(steps))))
     for name in project.resources.steps:
         choose(steps, [name], "resources.steps")
-    return [replace(step, shards=project.pool.shards, resources=project.resources.of(step.name)) for step in steps]
+    steps = [replace(step, shards=project.pool.shards, resources=project.resources.of(step.name)) for step in steps]
+    if not project.resources.one_pass:
+        return steps
+    return [replace(step, beside=_beside(step, steps[place + 1 :])) for place, step in enumerate(steps)]
+
+
+def _beside(step: Step, later: Iterable[Step]) -> list[Step]:
+    """Of these the steps that show the same pictures to their teachers where and how `step` does."""
+    return [each for each in later if _is_column(step) and _is_column(each) and _seen(step) == _seen(each)]
+
+
+def _is_column(step: Step) -> bool:
+    return isinstance(step.stage, FeaturesStage)
+
+
+def _seen(step: Step) -> tuple[Mapping[str, str], Resources]:
+    return step.inputs, step.resources
 
 
 def _data(project: Project) -> Iterator[Step]:
@@ -86,6 +103,7 @@ def _data(project: Project) -> Iterator[Step]:
     yield Step("annotations", part, AnnotationsStage(coco=coco), _same("images") | source)
     yield from _lessons(project)
     yield from _passports(project)
+    yield from _bases(project)
     yield from _features(project)
     for name, each in project.segments.items():
         stage = SegmentsStage(teacher=_teacher(project, each.teacher) if each.teacher else None, min_area=each.min_area)
@@ -124,19 +142,22 @@ def _passports(project: Project) -> Iterator[Step]:
         yield Step(f"passport/{name}", "build_data", PassportStage(teacher=_teacher(project, name)), _weights(project, name))
 
 
+def _bases(project: Project) -> Iterator[Step]:
+    for name, column in project.columns.items():
+        if components := codec_of(column.codec).components:
+            own = column.teacher or name
+            teacher, grid = _teacher(project, own), project.grid_of(name)
+            stage = BasisStage(teacher=teacher, grid=grid, components=components, pictures=column.basis_pictures)
+            yield Step(f"basis/{name}", "build_data", stage, _same("images") | _weights(project, own))
+
+
 def _features(project: Project) -> Iterator[Step]:
     for name, column in project.columns.items():
-        part: Part = "build_data"
         own = column.teacher or name
-        teacher, grid, weights = _teacher(project, own), project.grid_of(name), _weights(project, own)
+        teacher, grid = _teacher(project, own), project.grid_of(name)
         stage = FeaturesStage(name=name, teacher=teacher, grid=grid, codec=column.codec, seed=column.seed)
-        if _needs_basis(project, name):
-            basis = BasisStage(
-                teacher=teacher, grid=grid, components=stage.spec.components or 0, pictures=column.basis_pictures
-            )
-            yield Step(f"basis/{name}", part, basis, _same("images") | weights)
-        gates = {"passport": f"passport/{own}"}
-        yield Step(f"features/{name}", part, stage, _same("images"), _basis(project, name) | weights, gates=gates)
+        whole, gates = _basis(project, name) | _weights(project, own), {"passport": f"passport/{own}"}
+        yield Step(f"features/{name}", "build_data", stage, _same("images"), whole, gates=gates)
 
 
 def _needs_basis(project: Project, name: str) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.graph import Step
 from flows.states import refuse_stale, state_of
+from flows.works import work_of
 from schemas.artifact import RECORD, Artifact, Record
 from schemas.errors import BrokenArtifact, ConfigError
 from stages.base import MapStage, judge
@@ -25,18 +26,14 @@ def is_mendable(step: Step) -> bool:
     return isinstance(step.stage, MapStage)
 
 
-def work_of(step: Step, artifacts: Mapping[str, Artifact]) -> "Work":
+def complete_work_of(step: Step, artifacts: Mapping[str, Artifact]) -> "Work":
     """What a worker must know to make rows of `step`; everything that they are made from must be complete."""
-    from stages.executor import Work
-
-    if not isinstance(step.stage, MapStage):
+    if not is_mendable(step):
         raise ConfigError(f"{step.name} is made as a whole, not row by row", "step", f"Run with --rebuild {step.name}.")
     for name in {**step.roles, **step.gates}.values():
         if (kind := state_of(artifacts[name]).kind) != "done":
             raise BrokenArtifact(f"{step.name} is made from {name}, which is {kind}", step.name, "Run first.")
-    inputs = {role: artifacts[name] for role, name in step.inputs.items()}
-    whole = {role: artifacts[name] for role, name in step.whole.items()} | step.gates_in(artifacts)
-    return Work(step.stage, inputs, whole, artifacts[step.name], step.resources)
+    return work_of(step, artifacts)
 
 
 def mend_rows(step: Step, artifacts: Mapping[str, Artifact], rows: Mapping[int, Sequence[int] | None]) -> None:
@@ -46,7 +43,7 @@ def mend_rows(step: Step, artifacts: Mapping[str, Artifact], rows: Mapping[int, 
 
     output = artifacts[step.name]
     refuse_stale(output, state_of(output, step.inputs_in(artifacts)), step.name)
-    mender, record = Mender(work_of(step, artifacts)), output.record()
+    mender, record = Mender(complete_work_of(step, artifacts)), output.record()
     output.folder.remove(RECORD)
     for number, some in sorted(rows.items()):
         mender.mend(number, some)

@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from flows.config import Project
 from flows.graph import Step
 from flows.progress import Meter
 from flows.states import State, StepResult, begin, clear, refuse_unready, state_of
+from flows.works import along, joint
 from schemas.artifact import Artifact
 from schemas.errors import BrokenArtifact, ConfigError, DataError, MissingLibrary, NonFinite, Preempted, StaleArtifact
-from stages.base import Inputs, JobStage, MapStage, Outcome, Progress
+from stages.base import JobStage, MapStage, Outcome, Progress
+from stages.forecast import ONE_PASS
 
 FOLDERS = ("flows", "schemas", "stages", "student", "teachers")
 PACKAGES = (
@@ -76,17 +79,23 @@ def make_step(step: Step, artifacts: Mapping[str, Artifact], progress: Progress,
 
 
 def _carry_out(step: Step, artifacts: Mapping[str, Artifact], output: Artifact, progress: Progress) -> Outcome:
-    from stages.executor import Work, run_map
-
-    inputs: Inputs = {role: artifacts[name] for role, name in step.inputs.items()}
     match step.stage:
         case MapStage():
-            whole = {role: artifacts[name] for role, name in step.whole.items()} | step.gates_in(artifacts)
-            return run_map(Work(step.stage, inputs, whole, output, step.resources), progress)
+            return _map(step, artifacts, progress)
         case JobStage():
-            return step.stage.run({**inputs, **step.gates_in(artifacts)}, output, step.resources, progress)
+            inputs = {role: artifacts[name] for role, name in step.inputs.items()} | step.gates_in(artifacts)
+            return step.stage.run(inputs, output, step.resources, progress)
         case other:
             raise TypeError(f"{type(other).__name__} is neither a MapStage nor a JobStage")
+
+
+def _map(step: Step, artifacts: Mapping[str, Artifact], progress: Progress) -> Outcome:
+    from stages.executor import run_map
+
+    others = along(step, artifacts)
+    outcome = run_map(joint(step, others, artifacts), progress)
+    told = {ONE_PASS: [other.name for other in others]} if others else {}
+    return replace(outcome, summary=outcome.summary | told)
 
 
 def _why(before: State, rebuild: str) -> str:

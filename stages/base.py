@@ -112,6 +112,21 @@ class ShardResult:
     seconds: float
 
 
+Make = Callable[[int], ShardResult]
+
+
+class Shards(Protocol):
+    """Work that can be done shard by shard. A worker opens it, and then makes any shard of `output` by its number."""
+
+    @property
+    def output(self) -> Artifact: ...
+
+    @property
+    def resources(self) -> Resources: ...
+
+    def open(self) -> Make: ...
+
+
 def row_error(kind: ErrorClass, error: BaseException | str) -> str:
     """The line that a failed row carries."""
     return str(RowError.of(kind, error))

@@ -20,7 +20,7 @@ from typing import Any
 
 from schemas.artifact import Artifact
 from schemas.errors import SailyardError, StageFailed
-from stages.base import Inputs, MapStage, Outcome, Progress, Resources, ShardResult, judge, make_shard, row_error
+from stages.base import Inputs, Make, MapStage, Outcome, Progress, Resources, ShardResult, Shards, judge, make_shard, row_error
 from stages.deadline import Pulse, heard_by, or_die, process_name, stacks_log, write_stacks
 from stages.isolate import error_class
 
@@ -42,12 +42,12 @@ class Work:
     output: Artifact
     resources: Resources
 
-    def open(self) -> Callable[[int], ShardResult]:
+    def open(self) -> Make:
         function = self.stage.open(self.resources, self.whole)
         return lambda number: make_shard(function, self.inputs, self.output, number)
 
 
-def run_map(work: Work, progress: Progress) -> Outcome:
+def run_map(work: Shards, progress: Progress) -> Outcome:
     """Make every shard that the output still lacks; raises `StageFailed` when too many rows carry an error."""
     output, resources = work.output, work.resources
     found = output.found()
@@ -83,13 +83,13 @@ class _Tally:
         return Outcome({"seconds_of_work": round(self.seconds, 3), "shards_made": self.made}, lines)
 
 
-def _in_process(work: Work, numbers: list[int]) -> Iterator[ShardResult]:
+def _in_process(work: Shards, numbers: list[int]) -> Iterator[ShardResult]:
     make, deadline = work.open(), work.resources.deadline_s
     for number in numbers:
         yield make(number) if deadline is None else _in_time(deadline, make, number, work.output)
 
 
-def _in_time(deadline: float, make: Callable[[int], ShardResult], number: int, output: Artifact) -> ShardResult:
+def _in_time(deadline: float, make: Make, number: int, output: Artifact) -> ShardResult:
     """make(number), or `StageFailed` when no heartbeat comes for so long: what hangs is left behind in its thread."""
     made: list[ShardResult] = []
     pulse = Pulse()
@@ -111,19 +111,19 @@ def _look_into(log: Path | str) -> str:
 class _Worker:
     """The actor: opens the stage with its first shard, then makes one shard after the other."""
 
-    make_shard: Callable[[int], ShardResult] | None = None
+    make_shard: Make | None = None
 
-    def hello(self, work: Work) -> tuple[str, str]:
+    def hello(self, work: Shards) -> tuple[str, str]:
         """Who it is, and where it leaves its stacks."""
         return process_name(), str(stacks_log(work.output.folder))
 
-    def make(self, work: Work, number: int) -> ShardResult:
+    def make(self, work: Shards, number: int) -> ShardResult:
         self.make_shard = self.make_shard or work.open()
         with or_die(work.resources.deadline_s, stacks_log(work.output.folder)):
             return self.make_shard(number)
 
 
-def _on_ray(work: Work, numbers: list[int]) -> Iterator[ShardResult]:
+def _on_ray(work: Shards, numbers: list[int]) -> Iterator[ShardResult]:
     import ray
 
     resources = work.resources

@@ -1,7 +1,9 @@
 """IMAGES -> features(spec): what a frozen teacher sees in each picture, made once."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -51,46 +53,93 @@ class FeaturesStage(MapStage):
         return self.teacher
 
     def open(self, resources: Resources, whole: Inputs) -> ShardFunction:
-        """On the CPU the network has the threads, one more does what is around it, and pictures are shown one by one, for the
-        bytes may not follow from the batch. A device leaves the threads to what is around it."""
+        lane = self.lane(resources, whole)
+        return lambda inputs: extract([lane], inputs["images"], **at_once(resources))[0]
+
+    def lane(self, resources: Resources, whole: Inputs) -> "Lane":
+        """What is heavy, loaded. On the CPU the network has the threads; a device leaves them to what is around it."""
         from stages.basis import read_basis
         from stages.passport import require_same
         from teachers.build import build_teacher
 
-        on_cpu = resources.device == "cpu"
-        teacher = build_teacher(self.teacher, resources.device, resources.threads if on_cpu else 1)
+        teacher = build_teacher(self.teacher, resources.device, resources.threads if resources.device == "cpu" else 1)
         if "passport" in whole:
             for fact in require_same(whole["passport"], self.teacher, resources, teacher):
                 _log.warning("%s: %s, and its features have not moved", self.name, fact)
-        basis = read_basis(whole["basis"]) if self.spec.components else None
-        batch, threads = (1, 1) if on_cpu else (resources.batch, resources.threads)
-        line = extraction(teacher, self.spec, basis, batch=batch, threads=threads)
-        return lambda inputs: extract(line, inputs["images"], self.table())
+        return Lane(teacher, self.spec, read_basis(whole["basis"]) if self.spec.components else None)
 
 
-def extraction(
-    teacher: Teacher, spec: FeatureSpec, basis: Basis | None, *, batch: int, threads: int
-) -> Pipeline[Row, Any, np.ndarray, Row]:
-    """From rows of IMAGES, whose bytes are still Arrow's, to rows of `features(spec)`."""
+@dataclass(frozen=True, eq=False)
+class Lane:
+    """What pictures go through on their way to one column: the teacher that is shown them, and how its maps are stored."""
 
-    def load(row: Row) -> tuple[Any, Any]:
-        return teacher.prepare(decode(row["bytes"].as_py())), spec.grid_of(row["width"], row["height"])
-
-    def show(loaded: Sequence[tuple[Any, Any]]) -> list[Callable[[], np.ndarray]]:
-        return teacher.show([prepared for prepared, _ in loaded], [grid for _, grid in loaded])
-
-    def keep(row: Row, map_Chw: np.ndarray) -> Row:
-        return feature_row(spec, row["image_key"], map_Chw, basis)
-
-    return Pipeline(load, lambda loaded: loaded[0].shape, show, keep, batch, threads)
+    teacher: Teacher
+    spec: FeatureSpec
+    basis: Basis | None = None
 
 
-def extract(line: Pipeline[Row, Any, np.ndarray, Row], images: pa.Table, table: Table) -> pa.Table:
-    """One row a picture: its stored feature, or null and the error that kept it from being made."""
+def at_once(resources: Resources) -> dict[str, int]:
+    """How many pictures are shown together, and the threads around the network. On the CPU that is one and one more: the bytes
+    may not follow from the batch."""
+    on_cpu = resources.device == "cpu"
+    return {"batch": 1 if on_cpu else resources.batch, "threads": 1 if on_cpu else resources.threads}
+
+
+def extract(lanes: Sequence[Lane], images: pa.Table, *, batch: int, threads: int) -> list[pa.Table]:
+    """The table of each lane, from IMAGES whose bytes are still Arrow's: one row a picture, its stored feature, or null and the
+    error that kept it from being made. A picture is decoded once for all lanes; what fails in one fails in no other."""
     rows = images.select(["image_key", "width", "height", "error"]).to_pylist()
-    good = [row | {"bytes": data} for row, data in zip(rows, images.column("bytes"), strict=True) if not row["error"]]
-    made = iter(line(good))
-    return _table(table, [row if row["error"] else _row(row["image_key"], next(made)) for row in rows])
+    good = [_Picture(row, data, len(lanes)) for row, data in zip(rows, images.column("bytes"), strict=True) if not row["error"]]
+    made = Pipeline(_load, _shape, _show, _keep, batch, threads)([(lane, picture) for picture in good for lane in lanes])
+    return [_column(lane, rows, made[place :: len(lanes)]) for place, lane in enumerate(lanes)]
+
+
+@dataclass(eq=False)
+class _Picture:
+    """A row of IMAGES, decoded for the first of its `viewers` and forgotten with the last. Threads may come at once."""
+
+    row: Row
+    data: pa.LargeBinaryScalar
+    viewers: int
+    lock: Lock = field(default_factory=Lock)
+    pixels_HWC: np.ndarray | None = None
+
+    def view(self) -> np.ndarray:
+        with self.lock:
+            self.viewers -= 1
+            pixels_HWC = decode(self.data.as_py()) if self.pixels_HWC is None else self.pixels_HWC
+            self.pixels_HWC = pixels_HWC if self.viewers > 0 else None
+            return pixels_HWC
+
+
+_Seen = tuple[Lane, _Picture]
+_Loaded = tuple[Lane, Any, tuple[int, int] | None]
+
+
+def _load(seen: _Seen) -> _Loaded:
+    lane, picture = seen
+    return lane, lane.teacher.prepare(picture.view()), lane.spec.grid_of(picture.row["width"], picture.row["height"])
+
+
+def _shape(loaded: _Loaded) -> Hashable:
+    lane, prepared, _ = loaded
+    return lane, prepared.shape
+
+
+def _show(loaded: Sequence[_Loaded]) -> list[Callable[[], np.ndarray]]:
+    lane = loaded[0][0]
+    return lane.teacher.show([prepared for _, prepared, _ in loaded], [grid for _, _, grid in loaded])
+
+
+def _keep(seen: _Seen, map_Chw: np.ndarray) -> Row:
+    lane, picture = seen
+    return feature_row(lane.spec, picture.row["image_key"], map_Chw, lane.basis)
+
+
+def _column(lane: Lane, rows: Sequence[Row], made: Sequence[Row | BaseException]) -> pa.Table:
+    """Of rows of IMAGES and what became of those that are pictures."""
+    each = iter(made)
+    return _table(tables.features(lane.spec), [row if row["error"] else _row(row["image_key"], next(each)) for row in rows])
 
 
 def _row(key: str, made: Row | BaseException) -> Row:

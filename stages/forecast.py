@@ -18,6 +18,7 @@ from schemas.errors import BrokenArtifact
 from schemas.storage import Folder
 
 PLAN = "plan.json"
+ONE_PASS = "one_pass_with"  # in the record of a step: those whose shards were made along with its own
 REPEATABLE = 0.1  # the same work on the same machine an hour later; a shorter measurement cannot promise more
 _ERRORS = 3.0  # standard errors to each side of a mean
 
@@ -135,14 +136,25 @@ def _revived(fields: Mapping[str, Any]) -> StepForecast:
 
 
 def compared(plan: Mapping[str, StepForecast], artifacts: Mapping[str, Artifact]) -> list[Comparison]:
-    """Every number that was foretold of a step that is complete now, against what its record says: rows, bytes, seconds."""
+    """Every number that was foretold of a step that is complete now, against what its record says: rows, bytes, seconds. Of
+    steps that shared a pass the first took the seconds of all."""
+    records = {name: record for name in plan if name in artifacts and (record := artifacts[name].record())}
+    along = {name: record.summary.get(ONE_PASS, ()) for name, record in records.items()}
+    carried = {each for others in along.values() for each in others}
     found = []
-    for name, forecast in plan.items():
-        record = artifacts[name].record() if name in artifacts else None
-        for what, actual in _facts(record).items() if record else ():
-            foretold = getattr(forecast, what)
-            found += [Comparison(name, what, foretold, actual)] if foretold else []
+    for name, record in records.items():
+        foretold = {"rows": plan[name].rows, "bytes": plan[name].bytes}
+        if name not in carried:
+            foretold["seconds"] = _together([plan[each].seconds for each in (name, *along[name]) if each in plan])
+        facts = _facts(record)
+        found += [Comparison(name, what, said, facts[what]) for what, said in foretold.items() if said and what in facts]
     return found
+
+
+def _together(ranges: Sequence[Range | None]) -> Range | None:
+    """Their sum, where all are known."""
+    known = [each for each in ranges if each]
+    return total(known) if len(known) == len(ranges) else None
 
 
 def _facts(record: Record) -> Mapping[str, float]:

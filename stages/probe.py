@@ -28,7 +28,7 @@ from schemas.storage import Folder
 from schemas.tables import ANNOTATIONS, IMAGES, Table
 from stages.base import MapStage, Resources
 from stages.basis import Moments
-from stages.features import FeaturesStage, extract, extraction
+from stages.features import FeaturesStage, Lane, at_once, extract
 from stages.forecast import Range
 from stages.segments import SegmentsStage
 from teachers.base import Teacher
@@ -131,11 +131,10 @@ def column_pace(stage: FeaturesStage, resources: Resources, pictures: Pictures) 
     ready, teacher = _timed(partial(build_teacher, stage.teacher, resources.device, resources.threads if on_cpu else 1))
     first = _maps(stage, teacher, pictures[:FITTED])  # the first calls warm up
     basis = _basis(stage, first)
-    batch, threads = (1, 1) if on_cpu else (resources.batch, resources.threads)
-    line = extraction(teacher, stage.spec, basis, batch=batch, threads=threads)
+    lane, pace = Lane(teacher, stage.spec, basis), at_once(resources)
     # A device has to be kept busy for a while before it shows its pace.
     groups = _groups(pictures) if on_cpu else [pictures] * GROUPS
-    tried = _tried(partial(extract, line, table=stage.table()), groups)
+    tried = _tried(lambda images: extract([lane], images, **pace)[0], groups)
     memory, on_device = peak_memory() - tried.rows.nbytes, device_peak(resources.device)
     publish, overhead = _published(stage.table(), tried.rows)
     alone = [_one_by_one(stage, teacher, basis, picture) for picture in pictures]

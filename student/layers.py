@@ -64,27 +64,35 @@ def heads(x_RE: Tensor, head_dim: int) -> Tensor:
     return x_RE.unflatten(-1, (-1, head_dim)).transpose(0, 1)
 
 
+def found(mixed_QRD: Tensor) -> Tensor:
+    """(R, Q · D): what all heads of a token have found."""
+    return mixed_QRD.transpose(0, 1).flatten(1)
+
+
 def looked_up(table_KH: Tensor, number_R: Tensor) -> Tensor:
     """(R, H): row k of the table where the number is k, and zero where it is negative."""
     return F.embedding(torch.where(number_R < 0, len(table_KH), number_R), F.pad(table_KH, (0, 0, 0, 1)))
 
 
+def projections(config: StudentConfig) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
+    """To queries, keys and values, with biases, and from what attention finds, without."""
+    wide, narrow = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    query, key, value = nn.Linear(config.hidden, wide), nn.Linear(config.hidden, narrow), nn.Linear(config.hidden, narrow)
+    return query, key, value, nn.Linear(wide, config.hidden, bias=False)
+
+
 class Attention(nn.Module):
-    """Grouped-query attention: biases on q, k and v, none on the output."""
+    """Grouped-query attention."""
 
     def __init__(self, config: StudentConfig, layer: int):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
-        wide, narrow = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden, wide)
-        self.k_proj = nn.Linear(config.hidden, narrow)
-        self.v_proj = nn.Linear(config.hidden, narrow)
-        self.o_proj = nn.Linear(wide, config.hidden, bias=False)
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = projections(config)
 
     def forward(self, x_RH: Tensor, turn: Rotary, sight: Sight) -> Tensor:
-        query, key, value = (heads(part(x_RH), self.head_dim) for part in (self.q_proj, self.k_proj, self.v_proj))
-        mixed_QRD = sight(self.layer, rotate(query, turn), rotate(key, turn), value)
-        return self.o_proj(mixed_QRD.transpose(0, 1).flatten(1))
+        parts = (part(x_RH) for part in (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = (heads(part_RE, self.head_dim) for part_RE in parts)
+        return self.o_proj(found(sight(self.layer, rotate(query, turn), rotate(key, turn), value)))
 
     def queries_and_keys(self) -> list[tuple[nn.Linear, nn.Linear]]:
         """The projections whose products say who looks at whom."""

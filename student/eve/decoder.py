@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from student.config import StudentConfig
 from student.eve.layout import CLASS
-from student.layers import Attention, Block, RMSNorm, Rotary, SwiGLU, heads, looked_up, rotary, rotate
+from student.layers import RMSNorm, Rotary, SwiGLU, found, heads, looked_up, projections, rotary, rotate
 from student.layout import NOT_A_PATCH
 from student.sequence import Batch
 from student.sight import KeyValues, Next, Sight, Whole
@@ -70,46 +70,54 @@ class VisionTower(nn.Module):
         return F.embedding(torch.where(index_V < 0, len(patches_NP) + CLASS - index_V, index_V), table)
 
 
-class EveAttention(Attention):
+class EveAttention(nn.Module):
     """Grouped-query attention of all tokens, each with the projections of its kind."""
 
     def __init__(self, config: StudentConfig, layer: int):
-        super().__init__(config, layer)
-        wide, narrow = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.moe_q_proj = nn.Linear(config.hidden, wide)
-        self.moe_k_proj = nn.Linear(config.hidden, narrow)
-        self.moe_v_proj = nn.Linear(config.hidden, narrow)
-        self.moe_o_proj = nn.Linear(wide, config.hidden, bias=False)
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = projections(config)
+        self.moe_q_proj, self.moe_k_proj, self.moe_v_proj, self.moe_o_proj = projections(config)
 
     def forward(self, x: Apart | Tensor, turn: Rotary, sight: Sight) -> Apart | Tensor:
+        query, key, value = (heads(part_RE, self.head_dim) for part_RE in self._projected(x))
+        found_RE = found(sight(self.layer, rotate(query, turn), rotate(key, turn), value))
         if isinstance(x, Tensor):
-            return super().forward(x, turn, sight)
-        kinds = ((self.moe_q_proj, self.q_proj), (self.moe_k_proj, self.k_proj), (self.moe_v_proj, self.v_proj))
-        together = (torch.cat((visual(x.visual_VH), text(x.text_TH))) for visual, text in kinds)
-        query, key, value = (heads(part, self.head_dim) for part in together)
-        mixed_QRD = sight(self.layer, rotate(query, turn), rotate(key, turn), value)
-        visual_VE, text_TE = mixed_QRD.transpose(0, 1).flatten(1).split([len(x.visual_VH), len(x.text_TH)])
+            return self.o_proj(found_RE)
+        visual_VE, text_TE = found_RE.split([len(x.visual_VH), len(x.text_TH)])
         return Apart(self.moe_o_proj(visual_VE), self.o_proj(text_TE))
+
+    def _projected(self, x: Apart | Tensor) -> list[Tensor]:
+        """Queries, keys and values, visual tokens first."""
+        said = (self.q_proj, self.k_proj, self.v_proj)
+        if isinstance(x, Tensor):
+            return [text(x) for text in said]
+        seen = (self.moe_q_proj, self.moe_k_proj, self.moe_v_proj)
+        return [torch.cat((visual(x.visual_VH), text(x.text_TH))) for visual, text in zip(seen, said, strict=True)]
 
     def queries_and_keys(self) -> list[tuple[nn.Linear, nn.Linear]]:
         """The projections whose products say who looks at whom."""
-        return [*super().queries_and_keys(), (self.moe_q_proj, self.moe_k_proj)]
+        return [(self.q_proj, self.k_proj), (self.moe_q_proj, self.moe_k_proj)]
 
 
-class EveBlock(Block):
+class EveBlock(nn.Module):
     """A block of text, and beside its weights those for what is seen. Text that is generated comes as a plain tensor, and goes
     through the former alone. What is learned from does not: weights need a gradient also where there is no picture."""
 
     def __init__(self, config: StudentConfig, layer: int):
-        super().__init__(config, layer)
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden, config.norm_eps)
         self.self_attn = EveAttention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden, config.norm_eps)
+        self.mlp = SwiGLU(config.hidden, config.ffn)
         self.moe_input_layernorm = RMSNorm(config.hidden, config.norm_eps)
         self.moe_post_attention_layernorm = RMSNorm(config.hidden, config.norm_eps)
         self.moe_mlp = SwiGLU(config.hidden, config.ffn)
 
     def forward(self, x: Apart | Tensor, turn: Rotary, sight: Sight) -> Apart | Tensor:
         if isinstance(x, Tensor):
-            return super().forward(x, turn, sight)
+            x_TH = x + self.self_attn(self.input_layernorm(x), turn, sight)
+            return x_TH + self.mlp(self.post_attention_layernorm(x_TH))
         normed = Apart(self.moe_input_layernorm(x.visual_VH), self.input_layernorm(x.text_TH))
         mixed = self.self_attn(normed, turn, sight)
         visual_VH, text_TH = x.visual_VH + mixed.visual_VH, x.text_TH + mixed.text_TH

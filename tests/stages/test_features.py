@@ -15,7 +15,7 @@ from schemas.row_errors import RowError
 from schemas.storage import Folder
 from schemas.tables import IMAGES, Table, feature_row
 from stages.base import Resources
-from stages.features import FeaturesStage, extract, extraction
+from stages.features import FeaturesStage, Lane, extract
 from teachers.build import build_teacher
 from teachers.mask2former.config import Mask2FormerConfig
 from teachers.sam2.config import Sam2Config
@@ -86,8 +86,8 @@ def test_batches_by_shape_give_the_same_rows_within_the_stored_precision(name, f
     """As on a device, where pictures are shown together."""
     stage, images = stage_of(name), images_of(files)
     alone = in_line(stage, images).to_pylist()
-    line = extraction(build_teacher(stage.teacher), stage.spec, None, batch=3, threads=2)
-    for one, other in zip(extract(line, images, stage.table()).to_pylist(), alone, strict=True):
+    (made,) = extract([Lane(build_teacher(stage.teacher), stage.spec)], images, batch=3, threads=2)
+    for one, other in zip(made.to_pylist(), alone, strict=True):
         assert one["image_key"] == other["image_key"]
         maps = [stage.spec.decode(row["feature"], row["height"], row["width"]) for row in (one, other)]
         np.testing.assert_allclose(*maps, atol=0.02, rtol=0.01)
@@ -140,8 +140,7 @@ def test_what_the_network_makes_of_one_picture_is_no_fault_of_the_others(level, 
     levels = [20, 40, 60, level, 80, 100, 120, 140]
     images = images_of([encoded(np.full((16, 16, 3), each, np.uint8)) for each in levels])
     spec, teacher = FeatureSpec(teacher="mean", layer="mean", channels=1, grid="native"), Mean()
-    table = FeaturesStage(name="mean", teacher=Sam2Config(), grid="native").table()
-    made = extract(extraction(teacher, spec, None, batch=8, threads=2), images, table).to_pylist()  # type: ignore[arg-type]
+    made = extract([Lane(teacher, spec)], images, batch=8, threads=2)[0].to_pylist()  # type: ignore[arg-type]
     assert [row["error"] is None for row in made] == [each != level for each in levels]
     assert made[3]["error"].startswith(error)
     assert made[3]["feature"] is None

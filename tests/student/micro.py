@@ -5,9 +5,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 
 from student.config import StudentConfig
-from student.sequence import Example, encode
+from student.model import PixelSail
+from student.sequence import Example, collate, encode
 from student.vocabulary import Vocabulary
 
 TEXTS = ["Please segment the red circle.", "It is [SEG].", "What is <Prompt1>?", "A small blue square beside it."] * 4
@@ -62,3 +64,16 @@ def extended(example: Example, tokens: list[int]) -> Example:
     arrays = {name: np.append(getattr(example, name), value) for name, value in grown.items()}
     later = example.positions_3L.max() + 1 + np.tile(np.arange(count), (3, 1))
     return replace(example, **arrays, positions_3L=np.hstack([example.positions_3L, later]))
+
+
+@torch.no_grad()
+def plain(student: PixelSail, example: Example, steps: int) -> list[int]:
+    """The likeliest tokens, each by reading everything before it anew."""
+    tokens: list[int] = []
+    while len(tokens) < steps:
+        state = student.states(collate([example]))[-1]
+        tokens.append(int(student.logits(state).argmax()))
+        if tokens[-1] in (micro_vocabulary().end_of_text, micro_vocabulary().turn_end):
+            return tokens[:-1]
+        example = extended(example, tokens[-1:])
+    return tokens

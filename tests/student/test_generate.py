@@ -9,7 +9,7 @@ import torch
 from student.generate import Generated, generate
 from student.model import PixelSail
 from student.sequence import Example, collate, encode
-from tests.student.micro import extended, micro_config, micro_vocabulary, picture, square
+from tests.student.micro import micro_config, micro_vocabulary, picture, plain, square
 
 STEPS = 7
 
@@ -36,19 +36,6 @@ def questions(rng: np.random.Generator) -> list[Example]:
     ]
 
 
-@torch.no_grad()
-def plain(student: PixelSail, example: Example, steps: int = STEPS) -> list[int]:
-    """The likeliest tokens, each by reading everything before it anew."""
-    tokens: list[int] = []
-    while len(tokens) < steps:
-        state = student.states(collate([example]))[-1]
-        tokens.append(int(student.logits(state).argmax()))
-        if tokens[-1] in (micro_vocabulary().end_of_text, micro_vocabulary().turn_end):
-            return tokens[:-1]
-        example = extended(example, tokens[-1:])
-    return tokens
-
-
 def same(one: Generated, other: Generated) -> bool:
     assert torch.allclose(one.mask_logits_nhw, other.mask_logits_nhw, atol=1e-4)
     return (one.text, one.token_ids) == (other.text, other.token_ids)
@@ -56,7 +43,7 @@ def same(one: Generated, other: Generated) -> bool:
 
 def test_answers_are_those_of_a_plain_loop(student: PixelSail, questions: list[Example]):
     answers = generate(student, micro_vocabulary(), questions, STEPS)
-    assert [answer.token_ids for answer in answers] == [plain(student, example) for example in questions]
+    assert [answer.token_ids for answer in answers] == [plain(student, example, STEPS) for example in questions]
     assert len({tuple(answer.token_ids) for answer in answers}) > 1
 
 

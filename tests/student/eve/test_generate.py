@@ -8,7 +8,7 @@ from student.generate import generate
 from student.model import PixelSail
 from student.sequence import Example, collate, encode
 from tests.student.eve.micro import eve_config, eve_student
-from tests.student.micro import extended, micro_vocabulary, picture, square
+from tests.student.micro import micro_vocabulary, picture, plain, square
 
 STEPS = 6
 
@@ -34,21 +34,9 @@ def questions(rng: np.random.Generator) -> list[Example]:
     ]
 
 
-@torch.no_grad()
-def plain(student: PixelSail, example: Example) -> list[int]:
-    """The likeliest tokens, each by reading everything before it anew."""
-    tokens: list[int] = []
-    while len(tokens) < STEPS:
-        tokens.append(int(student.logits(student.states(collate([example]))[-1]).argmax()))
-        if tokens[-1] in (micro_vocabulary().end_of_text, micro_vocabulary().turn_end):
-            return tokens[:-1]
-        example = extended(example, tokens[-1:])
-    return tokens
-
-
 def test_answers_are_those_of_a_plain_loop(student: PixelSail, questions: list[Example]):
     answers = generate(student, micro_vocabulary(), questions, STEPS)
-    assert [answer.token_ids for answer in answers] == [plain(student, example) for example in questions]
+    assert [answer.token_ids for answer in answers] == [plain(student, example, STEPS) for example in questions]
     assert len({tuple(answer.token_ids) for answer in answers}) > 2
 
 

@@ -21,7 +21,7 @@ test: install
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-all: install
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not official and not weights and not gpu and not tracking and not page'
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not official and not detectron2 and not weights and not gpu and not tracking and not page'
 
 chaos: install
 	$(BIN)/python -m pytest -q -m chaos tests/chaos

@@ -1,10 +1,14 @@
 """The original Mask2Former: its backbone and pixel decoder, built by detectron2 from the authors' own package.
 
-Neither is on the package registry, both are taken from their repositories, and only this file may import them. The numbers
-differ from those of transformers in the last bits, and where the network runs in half precision on a GPU the original keeps
-its pixel decoder in float32. Its deformable attention is a CUDA kernel: this backend needs a GPU.
+Neither is on the package registry, both are taken from their repositories, and only this file may import them. In float32 on
+a CPU its maps are those of transformers, to the bit with a ResNet and to a few millionths of the largest value with a Swin.
+Where the network runs in half precision on a GPU, the original keeps its pixel decoder in float32.
+
+Its deformable attention is a CUDA kernel, and the authors' package cannot be imported without a module of that name. Where
+the kernel is not there or fails, on a CPU above all, their code goes on in plain torch, slower and without a word.
 """
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +22,8 @@ from teachers.mask2former.original import read_original, require_sizes
 INSTALL = (
     "Run `pip install 'git+https://github.com/facebookresearch/detectron2.git'` and "
     "`git clone https://github.com/facebookresearch/Mask2Former`; in the clone, `pip install -r requirements.txt` and "
-    "`sh make.sh` in mask2former/modeling/pixel_decoder/ops; put the clone on PYTHONPATH. Or use the backend transformers."
+    "`sh make.sh` in mask2former/modeling/pixel_decoder/ops, or without CUDA `touch MultiScaleDeformableAttention.py` in the "
+    "clone itself; put the clone on PYTHONPATH. Or use the backend transformers."
 )
 LEVELS = ["res2", "res3", "res4", "res5"]
 RESNET_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
@@ -48,10 +53,10 @@ def load(config: Mask2FormerConfig) -> Original:
         from mask2former import add_maskformer2_config
         from mask2former.modeling.pixel_decoder.fpn import build_pixel_decoder
     except ImportError as error:
-        raise MissingLibrary(f"the detectron2 backend needs {error.name or error}", "backend", INSTALL) from None
-    path = weights.locate(config.weights, config.folder)
-    if path.is_dir():
-        raise ConfigError("the detectron2 backend reads an original checkpoint, not a folder", str(path), "Name its .pkl file.")
+        # Where the kernel is lacking, the authors' code names nothing and says so over several lines.
+        lacking = error.name or f"more than is here: {' '.join(str(error).split())}"
+        raise MissingLibrary(f"the detectron2 backend needs {lacking}", "backend", INSTALL) from None
+    path = _checkpoint(config)
     settings = get_cfg()
     add_maskformer2_config(settings)
     describe(settings.MODEL, require_sizes(config, path), config.channels)
@@ -62,6 +67,14 @@ def load(config: Mask2FormerConfig) -> Original:
 
     state = names.current(read_original(path))
     return weights.frozen(weights.fitted(build, state, path, spare=SPARE, unused=UNUSED))
+
+
+def _checkpoint(config: Mask2FormerConfig) -> Path:
+    path = None if config.is_random else weights.locate(config.weights, config.folder)
+    if path is None or path.is_dir():
+        remedy = "Name its network in `weights`, and in `folder` the .pkl or .pth file."
+        raise ConfigError("the detectron2 backend reads an original checkpoint only", str(path or config.weights), remedy)
+    return path
 
 
 def describe(model: Any, sizes: Mask2FormerSizes, channels: int) -> None:

@@ -99,8 +99,11 @@ def trained(source: Mask2FormerConfig) -> network.PanopticNetwork:
     model = network.load(source)
     draw = torch.Generator().manual_seed(0)
     for name, buffer in model.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            buffer.copy_(torch.rand(buffer.shape, generator=draw) + 0.5)
+        drawn = torch.rand(buffer.shape, generator=draw)
+        if name.endswith("running_mean"):
+            buffer.copy_(drawn - 0.5)  # all above zero would leave nothing above the rectifiers of a deep network
+        elif name.endswith("running_var"):
+            buffer.copy_(drawn + 0.5)
     return model
 
 
@@ -344,22 +347,3 @@ def test_the_original_network_is_described_as_its_authors_do(teacher_configs, na
 def test_a_resnet_that_detectron2_does_not_have_is_refused():
     with pytest.raises(ConfigError, match="no ResNet of"):
         detectron.describe(Node(), RESNET.sizes, 32)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("backbone", ["swin", "resnet"])
-@pytest.mark.filterwarnings("ignore")
-def test_the_original_network_gives_the_same_features(backbone, pictures, tmp_path):
-    """Where detectron2, the authors' package with its CUDA kernel, and a GPU are at hand."""
-    pytest.importorskip("detectron2")
-    pytest.importorskip("mask2former")
-    sizes = SWIN.sizes.model_copy(update={"pixel_mlp": 1024, "pixel_layers": 2})
-    if backbone == "resnet":
-        sizes = sizes.model_copy(update={"backbone": ResNet(blocks=(3, 4, 6, 3))})
-    source = SWIN.model_copy(update={"sizes": sizes})
-    path = write({"model": arrays(original_state(trained(source)))}, tmp_path / "model.pkl")
-    ours = published(source, path)
-    theirs = ours.model_copy(update={"backend": "detectron2"})
-    one, other = (build_teacher(config, "cuda").features(pictures, [None] * 3) for config in (ours, theirs))
-    for feature, reference in zip(one, other, strict=True):
-        np.testing.assert_allclose(feature, reference, atol=1e-3, rtol=1e-3)

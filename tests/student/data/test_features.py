@@ -150,7 +150,7 @@ def test_failed_rows_are_not_there(store, maps, basis):
 
 
 def test_a_store_may_have_more_shards_than_a_reader_keeps_open(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr(feature_rows, "MAPPED_AT_ONCE", 8)
+    monkeypatch.setattr(feature_rows, "OPEN_AT_ONCE", 8)
     spec = FeatureSpec(teacher="t", layer="l", channels=2, grid=(2, 2))
     rows = [tables.feature_row(spec, KEYS[0], rng.standard_normal((2, 2, 2))) for _ in range(40)]
     table = tables.features(spec)

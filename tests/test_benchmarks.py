@@ -34,7 +34,7 @@ BARS = {
     "train": 2,
     "generate": 3,
 }
-FACTS = {"extract": {"device", "pictures", "one_decode_pass"}}
+FACTS = {"extract": {"device", "pictures", "one_pass"}}
 
 
 def run(name: str, *arguments: str) -> str:

@@ -198,6 +198,15 @@ def test_a_cut_shard_and_a_lost_one_are_named(store, maps, basis):
         reader.read(1, 0)
 
 
+def test_a_shard_that_is_cut_while_it_is_read_is_an_error_also_of_rows_seen_before(store, maps, basis):
+    reader = stored(store, spec_of("bf16"), maps, basis)
+    reader.read(1, 1)
+    name = Artifact.sealed(store.child("features/t")).shard_name(1)
+    os.truncate(store.child("features/t").path(name), 600)
+    with pytest.raises(BrokenArtifact, match="shard 1, row 1 .* its bytes do not give its checksum"):
+        reader.read(1, 1)
+
+
 @pytest.fixture
 def remote(s3_bucket, rng) -> Folder:
     """Two shards of eight rows of 128 KiB."""

@@ -198,7 +198,8 @@ def test_a_cut_shard_and_a_lost_one_are_named(store, maps, basis):
         reader.read(1, 0)
 
 
-def test_a_shard_that_is_cut_while_it_is_read_is_an_error_also_of_rows_seen_before(store, maps, basis):
+def test_a_shard_that_is_cut_while_it_is_read_is_an_error_also_of_rows_seen_before(tmp_path, maps, basis):
+    store = Folder(str(tmp_path))
     reader = stored(store, spec_of("bf16"), maps, basis)
     reader.read(1, 1)
     name = Artifact.sealed(store.child("features/t")).shard_name(1)

@@ -51,6 +51,7 @@ def as_json(project: Project, plan: Plan) -> dict[str, Any]:
             "path": place(row.artifact),
             "inputs": row.step.roles,
             "notes": row.step.stage.notes(),
+            "beside": [each.name for each in row.step.beside],
         }
         for row in plan.rows
     ]
@@ -67,7 +68,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     state = row.state
     counts = str(state.rows) if state.rows else "", size(state.bytes) if state.bytes else ""
     time = duration(state.seconds) if state.seconds is not None else ""
-    remarks = "; ".join([*([state.reason] if state.reason else []), *row.step.stage.notes()])
+    shared = [f"beside {', '.join(each.name for each in row.step.beside)}"] if row.step.beside and state.kind != "done" else []
+    remarks = "; ".join([*([state.reason] if state.reason else []), *shared, *row.step.stage.notes()])
     return row.step.name, _words(state), *counts, time, remarks
 
 

@@ -7,7 +7,7 @@ what the last attempt left. Its final state says whether the step was computed o
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,11 +24,20 @@ from flows.config import Project
 from flows.graph import Step
 from flows.progress import Meter
 from flows.states import State, StepResult, begin, clear, refuse_unready, state_of
-from flows.works import along, joint
+from flows.works import along, joint_work
 from schemas.artifact import Artifact
-from schemas.errors import BrokenArtifact, ConfigError, DataError, MissingLibrary, NonFinite, Preempted, StaleArtifact
+from schemas.errors import (
+    BrokenArtifact,
+    ConfigError,
+    DataError,
+    MissingLibrary,
+    NonFinite,
+    Preempted,
+    StageFailed,
+    StaleArtifact,
+)
 from stages.base import JobStage, MapStage, Outcome, Progress
-from stages.forecast import ONE_PASS
+from stages.forecast import ONE_PASS, ONE_PASS_BY
 
 FOLDERS = ("flows", "schemas", "stages", "student", "teachers")
 PACKAGES = (
@@ -75,7 +84,8 @@ def make_step(step: Step, artifacts: Mapping[str, Artifact], progress: Progress,
         failures=outcome.failures,
     )
     seconds = (_now() - started).total_seconds()
-    return StepResult(step.name, "computed", _why(before, rebuild), state_of(output), _failed(output), seconds, output.where)
+    why = _why(before, rebuild, outcome.summary.get(ONE_PASS_BY, ""))
+    return StepResult(step.name, "computed", why, state_of(output), _failed(output), seconds, output.where)
 
 
 def _carry_out(step: Step, artifacts: Mapping[str, Artifact], output: Artifact, progress: Progress) -> Outcome:
@@ -93,13 +103,34 @@ def _map(step: Step, artifacts: Mapping[str, Artifact], progress: Progress) -> O
     from stages.executor import run_map
 
     others = along(step, artifacts)
-    outcome = run_map(joint(step, others, artifacts), progress)
-    told = {ONE_PASS: [other.name for other in others]} if others else {}
+    for other in others:
+        begin(artifacts[other.name], other.inputs_in(artifacts))
+    try:
+        outcome = run_map(joint_work(step, others, artifacts), progress)
+    except StageFailed as failure:
+        raise _explained(failure, step, others) from failure
+    told = {ONE_PASS: [other.name for other in others]} if others else _made_by(step, artifacts, outcome)
     return replace(outcome, summary=outcome.summary | told)
 
 
-def _why(before: State, rebuild: str) -> str:
+def _explained(failure: StageFailed, step: Step, others: Sequence[Step]) -> StageFailed:
+    if not others:
+        return failure
+    names = ", ".join(each.name for each in (step, *others))
+    remedy = f"{failure.remedy} These shared a pass: {names}. Each goes by itself with --set resources.one_pass=false."
+    return StageFailed(failure.what, failure.where, remedy.strip())
+
+
+def _made_by(step: Step, artifacts: Mapping[str, Artifact], outcome: Outcome) -> dict[str, str]:
+    """The step in whose pass all of its shards were made."""
+    records = {name: record for name, each in artifacts.items() if (record := each.record())}
+    by = [name for name, record in records.items() if step.name in record.summary.get(ONE_PASS, ())]
+    return {ONE_PASS_BY: by[0]} if by and not outcome.summary["shards_made"] else {}
+
+
+def _why(before: State, rebuild: str, by: str) -> str:
     found = f"{before.done} of {before.total or 'some'} were there" if before.kind == "partial" else "nothing was there"
+    found = f"made in the pass of {by}" if by else found
     return (before.reason or found) + (f", under the rebuild of {rebuild}" if rebuild else "")
 
 

@@ -1,19 +1,19 @@
 """From a step of the DAG to what the executor carries out, and which other steps are made along with it.
 
 Steps that show the same pictures to their teachers with the same resources can share one pass: whichever is made first takes
-the others along as far as they lack the same shards, and their own turn finds these done.
+along those that lack every shard that it lacks, and their own turn finds these done.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from flows.graph import Step
-from flows.states import begin, state_of
+from flows.states import state_of
 from schemas.artifact import Artifact
 from stages.base import MapStage
 
 if TYPE_CHECKING:
-    from stages.base import Shards
+    from stages.base import ShardWork
     from stages.executor import Work
 
 
@@ -29,7 +29,7 @@ def work_of(step: Step, artifacts: Mapping[str, Artifact]) -> "Work":
 
 def along(step: Step, artifacts: Mapping[str, Artifact]) -> list[Step]:
     """The steps beside `step` of which now every shard that it lacks is lacking too, and can be made."""
-    lacking = _lacking(artifacts[step.name])
+    lacking = _lacking(artifacts[step.name]) if step.beside else set()
     return [other for other in step.beside if lacking and lacking <= _can_be_made(other, artifacts)]
 
 
@@ -45,11 +45,9 @@ def _lacking(artifact: Artifact) -> set[int]:
     return set(range(artifact.shards)) - artifact.found().keys()
 
 
-def joint(step: Step, others: list[Step], artifacts: Mapping[str, Artifact]) -> "Shards":
-    """The work of `step` that makes shards of `others`, which are begun with it, in the same pass."""
+def joint_work(step: Step, others: Sequence[Step], artifacts: Mapping[str, Artifact]) -> "ShardWork":
+    """The work of `step` that makes shards of `others` in the same pass."""
     from stages.together import Together
 
-    for other in others:
-        begin(artifacts[other.name], other.inputs_in(artifacts))
     work = work_of(step, artifacts)
     return Together((work, *(work_of(other, artifacts) for other in others))) if others else work

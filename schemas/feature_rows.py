@@ -68,6 +68,8 @@ class FeatureRows:
             found = (self._read if self._is_local else self._fetched)(self._paths[shard], index, row)
         except FileNotFoundError:
             raise _unreadable(self._artifact, shard, "it is not there") from None
+        except EOFError:
+            raise self._broken(shard, row, "its file ends before it") from None
         if found is None:
             raise self._broken(shard, row, "its bytes do not give its checksum")
         return found
@@ -76,10 +78,10 @@ class FeatureRows:
         """From the open file."""
         start, end = index.starts_n[row : row + 2].tolist()
         found = np.empty(end - start, np.uint8)
-        is_whole = self._opened(path).read(found, start)
+        self._opened(path).read(found, start)
         if not index.checked_n[row]:
-            index.checked_n[row] = is_whole and zlib.crc32(found.data) == index.crcs_n[row]
-        return found if is_whole and index.checked_n[row] else None
+            index.checked_n[row] = zlib.crc32(found.data) == index.crcs_n[row]
+        return found if index.checked_n[row] else None
 
     def _fetched(self, path: str, index: ShardIndex, row: int) -> np.ndarray | None:
         """From the cache or from afar. What lies spoiled in the cache is fetched again."""
@@ -113,9 +115,14 @@ class _File:
     def __init__(self, path: str):
         self._handle = os.open(path, os.O_RDONLY)
 
-    def read(self, into: np.ndarray, start: int) -> bool:
-        """Fill `into`; False where the file ends before."""
-        return os.preadv(self._handle, [into.data], start) == len(into)
+    def read(self, into: np.ndarray, start: int) -> None:
+        """Fill `into`; EOFError where the file ends before. One call, but for disks that give a part at a time."""
+        filled = 0
+        while filled < len(into):
+            count = os.preadv(self._handle, [into.data[filled:]], start + filled)
+            if not count:
+                raise EOFError
+            filled += count
 
     def __del__(self) -> None:
         if hasattr(self, "_handle"):  # it could be opened

@@ -115,7 +115,7 @@ class ShardResult:
 Make = Callable[[int], ShardResult]
 
 
-class Shards(Protocol):
+class ShardWork(Protocol):
     """Work that can be done shard by shard. A worker opens it, and then makes any shard of `output` by its number."""
 
     @property

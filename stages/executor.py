@@ -20,7 +20,19 @@ from typing import Any
 
 from schemas.artifact import Artifact
 from schemas.errors import SailyardError, StageFailed
-from stages.base import Inputs, Make, MapStage, Outcome, Progress, Resources, ShardResult, Shards, judge, make_shard, row_error
+from stages.base import (
+    Inputs,
+    Make,
+    MapStage,
+    Outcome,
+    Progress,
+    Resources,
+    ShardResult,
+    ShardWork,
+    judge,
+    make_shard,
+    row_error,
+)
 from stages.deadline import Pulse, heard_by, or_die, process_name, stacks_log, write_stacks
 from stages.isolate import error_class
 
@@ -47,7 +59,7 @@ class Work:
         return lambda number: make_shard(function, self.inputs, self.output, number)
 
 
-def run_map(work: Shards, progress: Progress) -> Outcome:
+def run_map(work: ShardWork, progress: Progress) -> Outcome:
     """Make every shard that the output still lacks; raises `StageFailed` when too many rows carry an error."""
     output, resources = work.output, work.resources
     found = output.found()
@@ -83,7 +95,7 @@ class _Tally:
         return Outcome({"seconds_of_work": round(self.seconds, 3), "shards_made": self.made}, lines)
 
 
-def _in_process(work: Shards, numbers: list[int]) -> Iterator[ShardResult]:
+def _in_process(work: ShardWork, numbers: list[int]) -> Iterator[ShardResult]:
     make, deadline = work.open(), work.resources.deadline_s
     for number in numbers:
         yield make(number) if deadline is None else _in_time(deadline, make, number, work.output)
@@ -113,17 +125,17 @@ class _Worker:
 
     make_shard: Make | None = None
 
-    def hello(self, work: Shards) -> tuple[str, str]:
+    def hello(self, work: ShardWork) -> tuple[str, str]:
         """Who it is, and where it leaves its stacks."""
         return process_name(), str(stacks_log(work.output.folder))
 
-    def make(self, work: Shards, number: int) -> ShardResult:
+    def make(self, work: ShardWork, number: int) -> ShardResult:
         self.make_shard = self.make_shard or work.open()
         with or_die(work.resources.deadline_s, stacks_log(work.output.folder)):
             return self.make_shard(number)
 
 
-def _on_ray(work: Shards, numbers: list[int]) -> Iterator[ShardResult]:
+def _on_ray(work: ShardWork, numbers: list[int]) -> Iterator[ShardResult]:
     import ray
 
     resources = work.resources

@@ -87,11 +87,19 @@ def at_once(resources: Resources) -> dict[str, int]:
 
 def extract(lanes: Sequence[Lane], images: pa.Table, *, batch: int, threads: int) -> list[pa.Table]:
     """The table of each lane, from IMAGES whose bytes are still Arrow's: one row a picture, its stored feature, or null and the
-    error that kept it from being made. A picture is decoded once for all lanes; what fails in one fails in no other."""
+    error that kept it from being made. A picture is decoded once for all lanes, and one that a lane cannot bear fails in no
+    other."""
     rows = images.select(["image_key", "width", "height", "error"]).to_pylist()
     good = [_Picture(row, data, len(lanes)) for row, data in zip(rows, images.column("bytes"), strict=True) if not row["error"]]
-    made = Pipeline(_load, _shape, _show, _keep, batch, threads)([(lane, picture) for picture in good for lane in lanes])
-    return [_column(lane, rows, made[place :: len(lanes)]) for place, lane in enumerate(lanes)]
+    seen = _in_turns(lanes, good, max(batch, threads))
+    made = Pipeline(_load, _shape, _show, _keep, batch, threads)(seen)
+    return [_column(lane, rows, [each for (own, _), each in zip(seen, made, strict=True) if own is lane]) for lane in lanes]
+
+
+def _in_turns(lanes: Sequence[Lane], pictures: Sequence["_Picture"], count: int) -> list["_Seen"]:
+    """So many pictures for one lane, then the same for the next: by then they are decoded, and no thread waits for another."""
+    blocks = [pictures[at : at + count] for at in range(0, len(pictures), count)]
+    return [(lane, picture) for block in blocks for lane in lanes for picture in block]
 
 
 @dataclass(eq=False)

@@ -18,7 +18,8 @@ from schemas.errors import BrokenArtifact
 from schemas.storage import Folder
 
 PLAN = "plan.json"
-ONE_PASS = "one_pass_with"  # in the record of a step: those whose shards were made along with its own
+# In the record of a step: those whose shards were made along with its own; and the one along with whose all of its own were.
+ONE_PASS, ONE_PASS_BY = "one_pass_with", "one_pass_by"
 REPEATABLE = 0.1  # the same work on the same machine an hour later; a shorter measurement cannot promise more
 _ERRORS = 3.0  # standard errors to each side of a mean
 
@@ -139,13 +140,12 @@ def compared(plan: Mapping[str, StepForecast], artifacts: Mapping[str, Artifact]
     """Every number that was foretold of a step that is complete now, against what its record says: rows, bytes, seconds. Of
     steps that shared a pass the first took the seconds of all."""
     records = {name: record for name in plan if name in artifacts and (record := artifacts[name].record())}
-    along = {name: record.summary.get(ONE_PASS, ()) for name, record in records.items()}
-    carried = {each for others in along.values() for each in others}
     found = []
     for name, record in records.items():
+        made = (name, *record.summary.get(ONE_PASS, ()))
+        seconds = _together([plan[each].seconds if each in plan else None for each in made])
         foretold = {"rows": plan[name].rows, "bytes": plan[name].bytes}
-        if name not in carried:
-            foretold["seconds"] = _together([plan[each].seconds for each in (name, *along[name]) if each in plan])
+        foretold |= {} if ONE_PASS_BY in record.summary else {"seconds": seconds}
         facts = _facts(record)
         found += [Comparison(name, what, said, facts[what]) for what, said in foretold.items() if said and what in facts]
     return found

@@ -1,14 +1,18 @@
 """Several columns of teacher features in one pass: each picture is read and decoded once and shown to every teacher.
 
-The columns stay artifacts of their own, with their own errors, digests and records; only their shards are made side by side.
+The columns stay artifacts of their own, with their own failed rows, digests and records; only their shards are made side by
+side. What ends one of them at once, such as a teacher that cannot be opened, ends the pass.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from schemas.artifact import Artifact
+import pyarrow as pa
+
+from schemas.artifact import Artifact, Part
 from stages.base import Make, Resources, ShardResult
+from stages.deadline import heartbeat
 from stages.executor import Work
 from stages.features import FeaturesStage, Lane, at_once, extract
 
@@ -36,8 +40,14 @@ class Together:
         """What became of the first one's shard, and the seconds that all of them took."""
         start = time.perf_counter()
         columns = extract(lanes, self.works[0].inputs["images"].read(number), **at_once(self.resources))
-        part, *_ = [work.output.write(number, column) for work, column in zip(self.works, columns, strict=True)]
+        part, *_ = [_written(work, number, column) for work, column in zip(self.works, columns, strict=True)]
         return ShardResult(number, part.rows, part.failed, part.bytes, time.perf_counter() - start)
+
+
+def _written(work: Work, number: int, column: pa.Table) -> Part:
+    part = work.output.write(number, column)
+    heartbeat()
+    return part
 
 
 def _lane(work: Work) -> Lane:

@@ -64,7 +64,7 @@ def heads(x_RE: Tensor, head_dim: int) -> Tensor:
     return x_RE.unflatten(-1, (-1, head_dim)).transpose(0, 1)
 
 
-def found(mixed_QRD: Tensor) -> Tensor:
+def merged(mixed_QRD: Tensor) -> Tensor:
     """(R, Q · D): what all heads of a token have found."""
     return mixed_QRD.transpose(0, 1).flatten(1)
 
@@ -92,7 +92,7 @@ class Attention(nn.Module):
     def forward(self, x_RH: Tensor, turn: Rotary, sight: Sight) -> Tensor:
         parts = (part(x_RH) for part in (self.q_proj, self.k_proj, self.v_proj))
         query, key, value = (heads(part_RE, self.head_dim) for part_RE in parts)
-        return self.o_proj(found(sight(self.layer, rotate(query, turn), rotate(key, turn), value)))
+        return self.o_proj(merged(sight(self.layer, rotate(query, turn), rotate(key, turn), value)))
 
     def queries_and_keys(self) -> list[tuple[nn.Linear, nn.Linear]]:
         """The projections whose products say who looks at whom."""

@@ -38,7 +38,7 @@ class Extractor:
     def __init__(self, network: Network, dtype: Dtype, device: str = "cpu"):
         self._network, self._dtype, self._device = network, dtype, device
         is_cuda = torch.device(device).type == "cuda"
-        self._lanes = (torch.cuda.Stream(device), torch.cuda.Stream(device)) if is_cuda else None
+        self._streams = (torch.cuda.Stream(device), torch.cuda.Stream(device)) if is_cuda else None
 
     def features(self, images: Sequence[np.ndarray], grids: Sequence[Grid | None]) -> list[np.ndarray]:
         return [self._feature(image, grid) for image, grid in zip(images, grids, strict=True)]
@@ -51,7 +51,7 @@ class Extractor:
     def prepare(self, image: np.ndarray) -> Tensor:
         """What `show` takes of an image. Threads may call it at once."""
         prepared_3HW = self._network.prepare(image)
-        return prepared_3HW.pin_memory() if self._lanes else prepared_3HW
+        return prepared_3HW.pin_memory() if self._streams else prepared_3HW
 
     @torch.inference_mode()
     def show(self, prepared: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Waiting]:
@@ -63,27 +63,27 @@ class Extractor:
 
     def _sent(self, prepared_3HW: Sequence[Tensor]) -> Tensor:
         """The batch on the device; what is launched next there finds it whole."""
-        if self._lanes is None:
+        if self._streams is None:
             return _batch(prepared_3HW).to(self._device)
-        lane, compute = self._lanes[0], torch.cuda.current_stream(self._device)
-        with torch.cuda.stream(lane):
+        stream, compute = self._streams[0], torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(stream):
             batch_N3HW = _batch([image.to(self._device, non_blocking=True) for image in prepared_3HW])
-        compute.wait_stream(lane)
+        compute.wait_stream(stream)
         batch_N3HW.record_stream(compute)
         return batch_N3HW
 
     def _returned(self, maps_Chw: Sequence[Tensor]) -> list[Waiting]:
         """Each map on its way back."""
-        if self._lanes is None:
+        if self._streams is None:
             return [map_Chw.cpu().numpy for map_Chw in maps_Chw]
-        lane, arrived = self._lanes[1], torch.cuda.Event(blocking=True)  # else a core would spin until it comes
-        lane.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(lane):
+        stream, arrived = self._streams[1], torch.cuda.Event(blocking=True)  # else a core would spin until it comes
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
             copies_Chw = [torch.empty(map_Chw.shape, dtype=map_Chw.dtype, pin_memory=True) for map_Chw in maps_Chw]
             for copy_Chw, map_Chw in zip(copies_Chw, maps_Chw, strict=True):
                 copy_Chw.copy_(map_Chw, non_blocking=True)
-                map_Chw.record_stream(lane)
-            arrived.record(lane)
+                map_Chw.record_stream(stream)
+            arrived.record(stream)
         return [partial(_after, arrived, copy_Chw) for copy_Chw in copies_Chw]
 
 

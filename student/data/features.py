@@ -36,7 +36,7 @@ class Stored(NamedTuple):
 
     @classmethod
     def of(cls, spec: FeatureSpec, row: np.ndarray | bytes, grid: tuple[int, int]) -> "Stored":
-        """In the memory of `row` where that can be written to, as a tensor's must be; else in memory of its own."""
+        """In the memory of an array, which must be writable, as a tensor's must be; of bytes in memory of its own."""
         size, parts = _layout(spec.codec, spec.channels, grid)
         if spec.is_squeezed:
             row = _unsqueezed(spec, row, size)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from student.config import StudentConfig
 from student.eve.layout import CLASS
-from student.layers import RMSNorm, Rotary, SwiGLU, found, heads, looked_up, projections, rotary, rotate
+from student.layers import RMSNorm, Rotary, SwiGLU, heads, looked_up, merged, projections, rotary, rotate
 from student.layout import NOT_A_PATCH
 from student.sequence import Batch
 from student.sight import KeyValues, Next, Sight, Whole
@@ -81,10 +81,10 @@ class EveAttention(nn.Module):
 
     def forward(self, x: Apart | Tensor, turn: Rotary, sight: Sight) -> Apart | Tensor:
         query, key, value = (heads(part_RE, self.head_dim) for part_RE in self._projected(x))
-        found_RE = found(sight(self.layer, rotate(query, turn), rotate(key, turn), value))
+        mixed_RE = merged(sight(self.layer, rotate(query, turn), rotate(key, turn), value))
         if isinstance(x, Tensor):
-            return self.o_proj(found_RE)
-        visual_VE, text_TE = found_RE.split([len(x.visual_VH), len(x.text_TH)])
+            return self.o_proj(mixed_RE)
+        visual_VE, text_TE = mixed_RE.split([len(x.visual_VH), len(x.text_TH)])
         return Apart(self.moe_o_proj(visual_VE), self.o_proj(text_TE))
 
     def _projected(self, x: Apart | Tensor) -> list[Tensor]:

@@ -1,8 +1,8 @@
 """The original Mask2Former: its backbone and pixel decoder, built by detectron2 from the authors' own package.
 
 Neither is on the package registry, both are taken from their repositories, and only this file may import them. In float32 on
-a CPU its maps are those of transformers, to the bit with a ResNet and to a few millionths of the largest value with a Swin.
-Where the network runs in half precision on a GPU, the original keeps its pixel decoder in float32.
+a CPU its maps are those of transformers, to a few millionths of the largest value. Where the network runs in half precision on
+a GPU, the original keeps its pixel decoder in float32.
 
 Its deformable attention is a CUDA kernel, and the authors' package cannot be imported without a module of that name. Where
 the kernel is not there or fails, on a CPU above all, their code goes on in plain torch, slower and without a word.

@@ -15,9 +15,9 @@ from flows.steps import make_step
 from flows.works import along
 from schemas.artifact import Artifact
 from schemas.config import parse
-from schemas.errors import StaleArtifact
+from schemas.errors import StageFailed, StaleArtifact
 from schemas.storage import Folder
-from stages.forecast import ONE_PASS, Prices, Range, StepForecast, compared
+from stages.forecast import ONE_PASS, ONE_PASS_BY, Prices, Range, StepForecast, compared
 from tests.flows.small import digests
 from tests.flows.test_plan import by_hand
 
@@ -72,12 +72,12 @@ def test_the_first_of_a_pass_makes_the_other_which_then_has_its_own_record(world
     world.make(SAM2)
     assert state_of(world.made[MASK2FORMER]).done == 2
     later = world.make(MASK2FORMER)[MASK2FORMER]
-    assert later.why == "2 of 2 were there"
+    assert later.why == "made in the pass of features/sam2"
     assert world.summary(SAM2)[ONE_PASS] == [MASK2FORMER]
-    assert world.summary(MASK2FORMER)["shards_made"] == 0 and ONE_PASS not in world.summary(MASK2FORMER)
+    assert world.summary(MASK2FORMER)["shards_made"] == 0 and world.summary(MASK2FORMER)[ONE_PASS_BY] == SAM2
     apart = World(project(tmp_path / "apart", one_pass=False)).up_to_columns()
     apart.make(*COLUMNS)
-    assert ONE_PASS not in apart.summary(SAM2)
+    assert not {ONE_PASS, ONE_PASS_BY} & (apart.summary(SAM2).keys() | apart.summary(MASK2FORMER).keys())
     assert digests(tmp_path / "joint") == digests(tmp_path / "apart")
 
 
@@ -129,13 +129,28 @@ def test_what_is_complete_not_ready_or_not_chosen_is_not_taken_along(world: Worl
     assert alone.beside == []
 
 
-def test_what_is_stale_is_neither_overwritten_nor_in_the_way(world: World, tmp_path: Path):
+@pytest.mark.parametrize("is_sealed", [True, False])
+def test_what_is_stale_is_neither_overwritten_nor_in_the_way(world: World, tmp_path: Path, is_sealed: bool):
     make_all(world)
     changed = World(project(tmp_path / "joint").model_copy(update={"features": {"sam2": ColumnConfig()}}))
     lose(changed.made[SAM2], [0, 1])
+    if not is_sealed:
+        lose(changed.made[MASK2FORMER], [])
+    before = digests(tmp_path / "joint" / MASK2FORMER)
     changed.make(SAM2)
+    assert ONE_PASS not in changed.summary(SAM2)
+    assert digests(tmp_path / "joint" / MASK2FORMER) == before
     with pytest.raises(StaleArtifact, match="codec"):
         changed.make(MASK2FORMER)
+
+
+def test_a_pass_that_breaks_says_who_shared_it(world: World, tmp_path: Path):
+    broken = World(project(tmp_path / "joint", deadline_s=0.001))
+    with pytest.raises(StageFailed, match=r"These shared a pass: features/sam2, features/mask2former\. .*one_pass=false"):
+        broken.make(SAM2)
+    with pytest.raises(StageFailed) as failure:
+        World(project(tmp_path / "joint", deadline_s=0.001, one_pass=False)).make(SAM2)
+    assert "shared" not in str(failure.value)
 
 
 def test_only_columns_with_the_same_resources_share_a_pass(tmp_path: Path):

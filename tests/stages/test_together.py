@@ -1,7 +1,7 @@
 """Columns that are made in one pass are those that are made alone; a picture is decoded once, and soon forgotten."""
 
 import weakref
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -61,15 +61,26 @@ def test_one_pass_makes_the_bytes_that_each_column_alone_has(images, tmp_path):
             assert beside.output.folder.read(name) == alone.output.folder.read(name)
 
 
-class Watcher:
-    """A teacher that keeps nothing of a picture but which array it was, and how many it has seen that are still there."""
+class Alive:
+    """How many of the pictures that came were there at a time, at most."""
 
-    def __init__(self, seen: list[Any], bears: int = 256):
-        self.seen, self.bears, self.alive = seen, bears, 0
+    def __init__(self) -> None:
+        self.references: list[weakref.ref[np.ndarray]] = []
+        self.most = 0
+
+    def append(self, image: np.ndarray) -> None:
+        self.references.append(weakref.ref(image))
+        self.most = max(self.most, len({id(ref()) for ref in self.references} - {id(None)}))
+
+
+class Grey:
+    """A teacher whose map is the mean of the picture, that tells `seen` of each and cannot bear one that is too bright."""
+
+    def __init__(self, seen: Alive | list[np.ndarray], bears: int = 256):
+        self.seen, self.bears = seen, bears
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        self.seen.append(weakref.ref(image))
-        self.alive = max(self.alive, len({id(ref()) for ref in self.seen} - {id(None)}))
+        self.seen.append(image)
         return image.mean(axis=(0, 1), dtype=np.float32)
 
     def show(self, prepared, grids):
@@ -78,26 +89,38 @@ class Watcher:
         return [lambda mean_C=mean_C: np.full((1, 2, 2), mean_C[0], np.float32) for mean_C in prepared]
 
 
-def lane(name: str, teacher: Watcher) -> Lane:
-    return Lane(teacher, FeatureSpec(teacher=name, layer="mean", channels=1, grid="native"))  # type: ignore[arg-type]
+def lanes(*teachers: Grey) -> list[Lane]:
+    specs = [FeatureSpec(teacher=f"t{n}", layer="mean", channels=1, grid="native") for n in range(len(teachers))]
+    return [Lane(teacher, spec) for teacher, spec in zip(teachers, specs, strict=True)]  # type: ignore[arg-type]
 
 
-def test_a_picture_is_decoded_once_and_forgotten_when_all_have_seen_it():
-    levels = range(0, 240, 6)
-    pictures = images_of([encoded(np.full((16, 16, 3), level, np.uint8)) for level in levels])
-    first, second = Watcher(seen := []), Watcher(seen)
-    columns = extract([lane("first", first), lane("second", second)], pictures, batch=2, threads=1)
-    assert [table.column("error").null_count for table in columns] == [len(levels)] * 2
-    assert len(seen) == 2 * len(levels)
-    assert [one is other for one, other in zip(seen[::2], seen[1::2], strict=True)] == [True] * len(levels)
-    assert max(first.alive, second.alive) <= 2
+def pictures(levels: Iterable[int]) -> pa.Table:
+    return images_of([encoded(np.full((16, 16, 3), level, np.uint8)) for level in levels])
 
 
-def test_what_fails_in_one_column_fails_in_no_other():
-    pictures = images_of([encoded(np.full((16, 16, 3), level, np.uint8)) for level in (10, 200, 30)])
-    columns = extract([lane("first", Watcher([], bears=100)), lane("second", Watcher([]))], pictures, batch=4, threads=2)
+LEVELS = range(0, 240, 6)
+
+
+def test_a_picture_is_forgotten_when_all_have_seen_it():
+    alive = Alive()
+    columns = extract(lanes(Grey(alive), Grey(alive)), pictures(LEVELS), batch=2, threads=1)
+    assert [table.column("error").null_count for table in columns] == [len(LEVELS)] * 2
+    assert len(alive.references) == 2 * len(LEVELS)
+    assert alive.most <= 4  # two blocks of two
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_a_picture_is_decoded_once_whoever_asks_first(threads: int):
+    """Whether one array comes twice, or two that are alike: all are kept, so no two lie at one place."""
+    seen: list[np.ndarray] = []
+    extract(lanes(Grey(seen), Grey(seen)), pictures(LEVELS), batch=1, threads=threads)
+    assert (len(seen), len({id(image) for image in seen})) == (2 * len(LEVELS), len(LEVELS))
+
+
+def test_a_picture_that_one_column_cannot_bear_fails_in_no_other():
+    columns = extract(lanes(Grey([], bears=100), Grey([])), pictures((10, 200, 30)), batch=4, threads=2)
     first, second = (table.to_pylist() for table in columns)
     assert [bool(row["error"]) for row in first] == [False, True, False] and "too bright" in first[1]["error"]
     assert [row["error"] for row in second] == [None] * 3
-    spec = lane("second", Watcher([])).spec
+    (spec,) = {lane.spec for lane in lanes(Grey([]))}
     assert [spec.decode(row["feature"], 2, 2)[0, 0, 0] for row in second] == pytest.approx([10, 200, 30], abs=2)

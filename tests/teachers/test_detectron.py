@@ -104,7 +104,8 @@ def test_the_same_weights_in_another_form_give_the_same_features(change: Callabl
     source = NETWORKS["micro Swin"]
     state = checkpoint(source)
     assert change(state).keys() != state.keys()
-    one, other = (both(source, form, tmp_path / f"{len(form)}.pkl")[1] for form in (state, change(state)))
+    forms = {"one": state, "other": change(state)}
+    one, other = (both(source, form, tmp_path / f"{name}.pkl")[1] for name, form in forms.items())
     one, other = (build_teacher(config).features(pictures[:1], [None])[0] for config in (one, other))
     np.testing.assert_array_equal(one, other)
 

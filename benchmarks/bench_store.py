@@ -6,13 +6,13 @@ takes. Peers are set up in their favour: no compression, no statistics, raw byte
 and what they give may stay a read-only array.
 
 The bar is taken of our store and the memmap alone, in turns. The table is of all in turns: there each begins with caches that
-the others have swept, which costs the quick ones most.
+the others have swept, which costs the quick ones most. At last both read rows that are on the disk alone.
 """
 
 import os
 import random
 import statistics
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -37,6 +37,7 @@ SHAPE = (256, 64, 64)
 SPEC = FeatureSpec(teacher="sam2", layer="image_embed", channels=SHAPE[0], grid=SHAPE[1:])
 ROWS_A_SHARD = 16
 ROWS_A_ROUND = 32
+COLD_ROUNDS = 5
 MEMMAP, OURS = "raw memmap", "our store"
 Read = Callable[[int], Any]
 Make = Callable[[Path, np.ndarray], Read]
@@ -44,23 +45,40 @@ Make = Callable[[Path, np.ndarray], Read]
 
 def raw_array(folder: Path, bits: np.ndarray) -> Read:
     bits.tofile(folder / "raw")
-    mapped = np.asarray(np.memmap(folder / "raw", bits.dtype, "r", shape=bits.shape))
+    return _open_array(folder, len(bits))
+
+
+def _open_array(folder: Path, rows: int) -> Read:
+    mapped = np.asarray(np.memmap(folder / "raw", "<u2", "r", shape=(rows, *SHAPE)))
     return lambda row: mapped[row].copy()
 
 
 def raw_memmap(folder: Path, bits: np.ndarray) -> Read:
-    read = raw_array(folder, bits)
+    bits.tofile(folder / "raw")
+    return _open_memmap(folder, len(bits))
+
+
+def _open_memmap(folder: Path, rows: int) -> Read:
+    read = _open_array(folder, rows)
     return lambda row: _tensor(read(row))
 
 
 def our_store(folder: Path, bits: np.ndarray) -> Read:
     """Written and read as the features stage and training do."""
-    table, shards = tables.features(SPEC), -(-len(bits) // ROWS_A_SHARD)
-    store = Artifact(Folder(str(folder)), {"benchmark": "store"}, table, shards)
-    for shard in range(shards):
+    store = _store(folder, len(bits))
+    for shard in range(store.shards):
         numbers = range(shard * ROWS_A_SHARD, min(len(bits), (shard + 1) * ROWS_A_SHARD))
-        store.write(shard, table.rows([feature_row(SPEC, f"{n:032x}", from_bf16_bits(bits[n])) for n in numbers]))
-    reader = FeatureReader(store)
+        rows = [feature_row(SPEC, f"{n:032x}", from_bf16_bits(bits[n])) for n in numbers]
+        store.write(shard, tables.features(SPEC).rows(rows))
+    return _open_store(folder, len(bits))
+
+
+def _store(folder: Path, rows: int) -> Artifact:
+    return Artifact(Folder(str(folder)), {"benchmark": "store"}, tables.features(SPEC), -(-rows // ROWS_A_SHARD))
+
+
+def _open_store(folder: Path, rows: int) -> Read:
+    reader = FeatureReader(_store(folder, rows))
     return lambda row: reader.read(*divmod(row, ROWS_A_SHARD)).values
 
 
@@ -141,7 +159,10 @@ def measure(folder: Path, *, rows: int, rounds: int) -> Result:
     blocks = {name: random_reads(read, rows) for name, read in reads.items()}
     alone = interleaved({name: blocks[name] for name in (MEMMAP, OURS)}, rounds)
     bar = Bar(f"{OURS} / {MEMMAP}", speed(alone, OURS, MEMMAP), at_least=0.90)
-    return Result([bar], _table(interleaved(blocks, rounds)), _peers(there))
+    table = _table(interleaved(blocks, rounds))
+    del reads, blocks  # with them go the mappings
+    folders = {name: folder / str(place) for place, name in enumerate(there)}
+    return Result([bar], table, _peers(there) | {"from disk, our store / raw memmap": round(from_disk(folders, rows), 3)})
 
 
 def _peers(there: Collection[str]) -> dict[str, Any]:
@@ -172,6 +193,32 @@ def random_reads(read: Read, rows: int) -> Callable[[], None]:
             read(row)
 
     return block
+
+
+def from_disk(folders: Mapping[str, Path], rows: int) -> float:
+    """How fast our store is against the memmap where the page cache holds none of the rows: a bank of features is larger than
+    memory. Ours holds each row against its checksum, for a process that just started has seen none."""
+    opens = {MEMMAP: _open_memmap, OURS: _open_store}
+    order = random.Random(1).sample(range(rows), rows)
+
+    def cold(name: str) -> None:
+        read = opens[name](folders[name], rows)
+        for row in order:
+            read(row)
+
+    times: dict[str, list[float]] = {name: [] for name in opens}
+    for _ in range(COLD_ROUNDS):
+        for name in opens:
+            _forget(folders[name])
+            times[name] += interleaved({name: partial(cold, name)}, 1)[name]
+    return speed(times, OURS, MEMMAP)
+
+
+def _forget(folder: Path) -> None:
+    """Out of the page cache; it keeps what is mapped, so nobody may have these files open."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _table(times: Times) -> list[dict[str, Any]]:

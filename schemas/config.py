@@ -87,11 +87,18 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Key by key, and table by table."""
     merged = dict(base)
     for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = _merge(merged[key], value) if _adds_to(merged.get(key), value) else value
     return merged
+
+
+def _adds_to(before: Any, value: Any) -> bool:
+    """Whether both are tables; one of another `kind` takes the other's place, whose keys mean nothing to it."""
+    if not (isinstance(before, Mapping) and isinstance(value, Mapping)):
+        return False
+    return "kind" not in value or value["kind"] == before.get("kind")
 
 
 def override(data: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:

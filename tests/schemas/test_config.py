@@ -44,6 +44,16 @@ def test_differences_name_each_leaf():
     assert differences(old, new) == ["a.c: 2 -> 5", "d: 3 -> null", 'e: null -> "x"']
 
 
+def test_a_table_of_another_kind_takes_the_place_of_the_one_extended(tmp_path):
+    (tmp_path / "base.toml").write_text('[source]\nkind = "shapes"\ntrain = 5\n[source.inner]\nkind = "a"\nx = 1\n')
+    (tmp_path / "same.toml").write_text('extends = "base.toml"\n[source]\nkind = "shapes"\nsize = 8\ninner.y = 2\n')
+    (tmp_path / "other.toml").write_text('extends = "same.toml"\n[source]\nkind = "coco"\nimages = ["a"]\n')
+    same, other = (read_toml(tmp_path / name) for name in ("same.toml", "other.toml"))
+    assert same == {"source": {"kind": "shapes", "train": 5, "size": 8, "inner": {"kind": "a", "x": 1, "y": 2}}}
+    assert other == {"source": {"kind": "coco", "images": ["a"]}}
+    assert override(same, ["source.inner.kind=b"])["source"]["inner"] == {"kind": "b"}
+
+
 def test_toml_extends_and_overrides(tmp_path):
     (tmp_path / "base.toml").write_text('name = "base"\n[part]\nsize = 3\n')
     (tmp_path / "over.toml").write_text('extends = "base.toml"\nname = "over"\n')

@@ -3,7 +3,7 @@ what a teacher says, and what it costs."""
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,7 +15,7 @@ from schemas.artifact import Artifact
 from schemas.codecs import layout_bytes
 from stages.basis import BasisStage
 from stages.features import FeaturesStage
-from stages.forecast import Prices, Range, StepForecast, total
+from stages.forecast import Prices, Range, StepForecast, total, total_if_known
 from stages.pool import PoolStage
 from stages.probe import StagePace
 from stages.prompts import PromptsStage
@@ -114,15 +114,11 @@ def _held_together(steps: Sequence[Step], forecasts: Sequence[StepForecast]) -> 
     for step in steps:
         group = [found[name] for name in (step.name, *(each.name for each in step.beside)) if name in found]
         if len(group) > 1 and step.name not in taken:
-            memory, on_device = _sum(each.memory for each in group), _sum(each.device_memory for each in group)
+            memory = total_if_known([each.memory for each in group])
+            on_device = total_if_known([each.device_memory for each in group])
             found[step.name] = replace(found[step.name], memory=memory, device_memory=on_device)
             taken |= {each.step for each in group}
     return list(found.values())
-
-
-def _sum(ranges: Iterable[Range | None]) -> Range | None:
-    known = [each for each in ranges if each]
-    return total(known) if known else None
 
 
 def _forecast(step: Step, artifact: Artifact, measured: Measured) -> StepForecast:

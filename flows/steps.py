@@ -7,7 +7,7 @@ what the last attempt left. Its final state says whether the step was computed o
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from flows.config import Project
 from flows.graph import Step
 from flows.progress import Meter
 from flows.states import State, StepResult, begin, clear, refuse_unready, state_of
-from flows.works import along, joint_work
+from flows.works import along, is_whole, joint_work
 from schemas.artifact import Artifact
 from schemas.errors import (
     BrokenArtifact,
@@ -33,7 +33,7 @@ from schemas.errors import (
     MissingLibrary,
     NonFinite,
     Preempted,
-    StageFailed,
+    SailyardError,
     StaleArtifact,
 )
 from stages.base import JobStage, MapStage, Outcome, Progress
@@ -107,25 +107,22 @@ def _map(step: Step, artifacts: Mapping[str, Artifact], progress: Progress) -> O
         begin(artifacts[other.name], other.inputs_in(artifacts))
     try:
         outcome = run_map(joint_work(step, others, artifacts), progress)
-    except StageFailed as failure:
-        raise _explained(failure, step, others) from failure
+    except SailyardError as error:
+        if others and not is_whole(artifacts[step.name]):
+            names = ", ".join(each.name for each in (step, *others))
+            error.remedy += f" These shared a pass: {names}. Each goes by itself with --set resources.one_pass=false."
+        raise
     told = {ONE_PASS: [other.name for other in others]} if others else _made_by(step, artifacts, outcome)
     return replace(outcome, summary=outcome.summary | told)
 
 
-def _explained(failure: StageFailed, step: Step, others: Sequence[Step]) -> StageFailed:
-    if not others:
-        return failure
-    names = ", ".join(each.name for each in (step, *others))
-    remedy = f"{failure.remedy} These shared a pass: {names}. Each goes by itself with --set resources.one_pass=false."
-    return StageFailed(failure.what, failure.where, remedy.strip())
-
-
 def _made_by(step: Step, artifacts: Mapping[str, Artifact], outcome: Outcome) -> dict[str, str]:
     """The step in whose pass all of its shards were made."""
+    if outcome.summary["shards_made"]:
+        return {}
     records = {name: record for name, each in artifacts.items() if (record := each.record())}
     by = [name for name, record in records.items() if step.name in record.summary.get(ONE_PASS, ())]
-    return {ONE_PASS_BY: by[0]} if by and not outcome.summary["shards_made"] else {}
+    return {ONE_PASS_BY: by[0]} if by else {}
 
 
 def _why(before: State, rebuild: str, by: str) -> str:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 from flows.graph import Step
 from flows.states import state_of
 from schemas.artifact import Artifact
-from stages.base import MapStage
+from stages.base import MapStage, ShardWork
 
 if TYPE_CHECKING:
-    from stages.base import ShardWork
     from stages.executor import Work
 
 
@@ -41,11 +40,16 @@ def _can_be_made(step: Step, artifacts: Mapping[str, Artifact]) -> set[int]:
     return _lacking(output) if is_open and is_fed else set()
 
 
+def is_whole(artifact: Artifact) -> bool:
+    """Whether all of its shards are there."""
+    return not _lacking(artifact)
+
+
 def _lacking(artifact: Artifact) -> set[int]:
     return set(range(artifact.shards)) - artifact.found().keys()
 
 
-def joint_work(step: Step, others: Sequence[Step], artifacts: Mapping[str, Artifact]) -> "ShardWork":
+def joint_work(step: Step, others: Sequence[Step], artifacts: Mapping[str, Artifact]) -> ShardWork:
     """The work of `step` that makes shards of `others` in the same pass."""
     from stages.together import Together
 

@@ -81,6 +81,12 @@ def total(ranges: Iterable[Range]) -> Range:
     return sum(ranges, NOTHING)
 
 
+def total_if_known(ranges: Sequence[Range | None]) -> Range | None:
+    """Their sum; None where one is not known."""
+    known = [each for each in ranges if each]
+    return total(known) if len(known) == len(ranges) else None
+
+
 @dataclass(frozen=True)
 class StepForecast:
     """What a step is foretold to make, and to take: seconds from its start to its seal, and the bytes of memory that each of
@@ -143,18 +149,12 @@ def compared(plan: Mapping[str, StepForecast], artifacts: Mapping[str, Artifact]
     found = []
     for name, record in records.items():
         made = (name, *record.summary.get(ONE_PASS, ()))
-        seconds = _together([plan[each].seconds if each in plan else None for each in made])
+        seconds = total_if_known([plan[each].seconds if each in plan else None for each in made])
         foretold = {"rows": plan[name].rows, "bytes": plan[name].bytes}
         foretold |= {} if ONE_PASS_BY in record.summary else {"seconds": seconds}
         facts = _facts(record)
         found += [Comparison(name, what, said, facts[what]) for what, said in foretold.items() if said and what in facts]
     return found
-
-
-def _together(ranges: Sequence[Range | None]) -> Range | None:
-    """Their sum, where all are known."""
-    known = [each for each in ranges if each]
-    return total(known) if len(known) == len(ranges) else None
 
 
 def _facts(record: Record) -> Mapping[str, float]:

@@ -1,5 +1,7 @@
 """Steps that share a pass: whose shards are made along with whose, and that nothing but the pass is shared."""
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,17 @@ from flows.distill import Run
 from flows.estimate import estimate
 from flows.graph import Step, artifacts, steps_of
 from flows.probe import Measured
-from flows.states import StepResult, state_of
+from flows.states import StepResult, clear, state_of
 from flows.steps import make_step
 from flows.works import along
 from schemas.artifact import Artifact
 from schemas.config import parse
 from schemas.errors import StageFailed, StaleArtifact
 from schemas.storage import Folder
+from schemas.tables import IMAGES
 from stages.forecast import ONE_PASS, ONE_PASS_BY, Prices, Range, StepForecast, compared
+from stages.passport import PassportStage
+from teachers.mask2former.config import Mask2FormerConfig
 from tests.flows.small import digests
 from tests.flows.test_plan import by_hand
 
@@ -145,12 +150,34 @@ def test_what_is_stale_is_neither_overwritten_nor_in_the_way(world: World, tmp_p
 
 
 def test_a_pass_that_breaks_says_who_shared_it(world: World, tmp_path: Path):
-    broken = World(project(tmp_path / "joint", deadline_s=0.001))
-    with pytest.raises(StageFailed, match=r"These shared a pass: features/sam2, features/mask2former\. .*one_pass=false"):
-        broken.make(SAM2)
-    with pytest.raises(StageFailed) as failure:
-        World(project(tmp_path / "joint", deadline_s=0.001, one_pass=False)).make(SAM2)
-    assert "shared" not in str(failure.value)
+    """The passport of one of the teachers is another network's."""
+    passport = world.steps["passport/mask2former"]
+    clear(world.made[passport.name])
+    make_step(replace(passport, stage=PassportStage(teacher=Mask2FormerConfig(seed=1))), world.made, lambda *_, **__: None)
+    with pytest.raises(StaleArtifact, match=r"passport/mask2former: .* shared a pass: features/sam2, features/mask2former\. "):
+        world.make(SAM2)
+    apart = World(project(tmp_path / "joint", one_pass=False))
+    apart.make(SAM2)
+    with pytest.raises(StaleArtifact) as refused:
+        apart.make(MASK2FORMER)
+    assert "shared a pass" not in str(refused.value)
+
+
+def test_rows_that_failed_are_no_fault_of_the_pass(world: World):
+    spoil(world.made["images"], number=0)
+    with pytest.raises(StageFailed, match="1 of 6 rows failed") as judged:
+        world.make(SAM2)
+    assert "shared a pass" not in str(judged.value)
+
+
+def spoil(images: Artifact, number: int) -> None:
+    """The first picture of the shard has lost its bytes, and nobody has noticed."""
+    rows = images.read(number).to_pylist()
+    rows[0]["bytes"] = rows[0]["bytes"][:50]
+    images.folder.remove("record.json")
+    images.write(number, IMAGES.rows(rows))
+    now = datetime.now(UTC).isoformat()
+    images.seal(now, now, {}, code="", packages={}, summary={}, failures=[])
 
 
 def test_only_columns_with_the_same_resources_share_a_pass(tmp_path: Path):

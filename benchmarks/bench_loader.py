@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from bench_store import SHAPE, opened, our_store, random_reads, raw_memmap
-from harness import Bar, Result, interleaved, main, speed
+from bench_store import features, random_access
+from harness import Bar, Result, interleaved, main
 from PIL import Image
 
 from schemas import codecs, tables
@@ -243,15 +243,8 @@ def memory(folder: Path, readers: int, epochs: int) -> list[int]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def random_access(folder: Path, rows: int, rounds: int) -> float:
-    """Rows of 2 MiB of our store, read at random, against those of a raw memmap, as bench_store.py reads them."""
-    bits = np.random.default_rng(0).integers(0, 0x7F80, (rows, *SHAPE), dtype="<u2")
-    reads = {name: opened(name, make, folder / name, bits) for name, make in (("memmap", raw_memmap), ("ours", our_store))}
-    return speed(interleaved({name: random_reads(read, rows) for name, read in reads.items()}, rounds), "ours", "memmap")
-
-
 def measure(folder: Path, *, pictures: int, rounds: int) -> Result:
-    access = random_access(folder, pictures, 25 * rounds)
+    access = statistics.median(random_access(folder, features(pictures), 2 * rounds))
     write_store(folder, pictures)
     steps, shares = pictures // BATCH, defaultdict[str, list[float]](list)
     fast, slow = {}, {}

@@ -5,13 +5,15 @@ before, which is when our store holds it against its checksum. Memmap, .npy and 
 takes. Peers are set up in their favour: no compression, no statistics, raw bytes and not lists of numbers where they allow it,
 and what they give may stay a read-only array.
 
-The bar is taken of our store and the memmap alone, in turns. The table is of all in turns: there each begins with caches that
+The bar is taken of our store and the memmap alone, in turns, over files that are written anew some times: where in memory the
+kernel puts a file moves the ratio by more than the rounds do. The table is of all in turns: there each begins with caches that
 the others have swept, which costs the quick ones most. At last both read rows that are on the disk alone.
 """
 
 import os
 import random
 import statistics
+import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -37,6 +39,7 @@ SHAPE = (256, 64, 64)
 SPEC = FeatureSpec(teacher="sam2", layer="image_embed", channels=SHAPE[0], grid=SHAPE[1:])
 ROWS_A_SHARD = 16
 ROWS_A_ROUND = 32
+PLACES = 10  # in memory, that the files of the bar have one after the other
 COLD_ROUNDS = 5
 MEMMAP, OURS = "raw memmap", "our store"
 Read = Callable[[int], Any]
@@ -153,16 +156,32 @@ CONTENDERS: dict[str, tuple[Make, str]] = {
 
 
 def measure(folder: Path, *, rows: int, rounds: int) -> Result:
-    bits = np.random.default_rng(0).integers(0, 0x7F80, (rows, *SHAPE), dtype="<u2")
+    bits = features(rows)
+    places = random_access(folder, bits, max(1, rounds // PLACES))
+    bar = Bar(f"{OURS} / {MEMMAP}", statistics.median(places), at_least=0.90)
     there = {name: make for name, (make, library) in CONTENDERS.items() if not library or find_spec(library)}
     reads = {name: opened(name, make, folder / str(place), bits) for place, (name, make) in enumerate(there.items())}
     blocks = {name: random_reads(read, rows) for name, read in reads.items()}
-    alone = interleaved({name: blocks[name] for name in (MEMMAP, OURS)}, rounds)
-    bar = Bar(f"{OURS} / {MEMMAP}", speed(alone, OURS, MEMMAP), at_least=0.90)
     table = _table(interleaved(blocks, rounds))
     del reads, blocks  # with them go the mappings
     folders = {name: folder / str(place) for place, name in enumerate(there)}
-    return Result([bar], table, _peers(there) | {"from disk, our store / raw memmap": round(from_disk(folders, rows), 3)})
+    cold = {"from disk, our store / raw memmap": round(from_disk(folders, rows), 3)}
+    return Result([bar], table, {"the bar, place by place": [f"{place:.3f}" for place in places]} | cold | _peers(there))
+
+
+def features(rows: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 0x7F80, (rows, *SHAPE), dtype="<u2")
+
+
+def random_access(folder: Path, bits: np.ndarray, rounds: int) -> list[float]:
+    """How fast our store is against the memmap, for each place in memory of their files."""
+    found = []
+    for _ in range(PLACES):
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            reads = {name: opened(name, CONTENDERS[name][0], Path(place, name), bits) for name in (MEMMAP, OURS)}
+            times = interleaved({name: random_reads(read, len(bits)) for name, read in reads.items()}, rounds)
+            found.append(speed(times, OURS, MEMMAP))
+    return found
 
 
 def _peers(there: Collection[str]) -> dict[str, Any]:

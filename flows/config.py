@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from schemas.codecs import codec_of
-from schemas.config import Config, execution, parse
+from schemas.config import Compat, Config, execution, later, parse
 from schemas.features import CodecName
 from schemas.grids import Grid, PatchGrid
 from stages.base import Resources
@@ -62,6 +62,12 @@ class SegmentsConfig(Config):
     min_area: int = Field(default=16, ge=0)
 
 
+class AnnotationsConfig(Config):
+    """How annotation files are read: `AnnotationsStage` says what "paper" means."""
+
+    compat: Compat = later("correct")
+
+
 class PromptsConfig(PromptsStage):
     """What is pointed at, one of the project's `segments`, and how."""
 
@@ -110,6 +116,7 @@ class Project(Config):
     workspace: str = execution()
     source: Source
     pool: PoolConfig = PoolConfig()
+    annotations: AnnotationsConfig = AnnotationsConfig()
     teachers: dict[Name, TeacherConfig] = {}
     teach: dict[Name, Learning] = {}
     features: dict[Name, ColumnConfig] = {}

@@ -100,7 +100,7 @@ def _data(project: Project) -> Iterator[Step]:
         case CocoSource() as coco:
             pictures = coco.images
     yield Step("images", part, PoolStage(images=pictures, **dict(project.pool)), source)
-    yield Step("annotations", part, AnnotationsStage(coco=coco), _same("images") | source)
+    yield Step("annotations", part, AnnotationsStage(coco=coco, compat=project.annotations.compat), _same("images") | source)
     yield from _lessons(project)
     yield from _passports(project)
     yield from _bases(project)

@@ -11,7 +11,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from schemas.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", bound="Config")
+Compat = Literal["correct", "paper"]  # as it should be, or as the release of Pixel-SAIL does (docs/paper.md)
 
 
 def execution(default: Any = ..., **constraints: Any) -> Any:

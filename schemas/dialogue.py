@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from schemas.regions import PromptKind, Rle
+from schemas.regions import Layer, PromptKind, Rle
 
 Task = Literal["segmentation", "caption", "choice", "reference", "conversation"]
 Split = Literal["train", "evaluation"]
@@ -48,7 +48,10 @@ class PromptSlot:
 class Sample:
     """One dialogue about one image. Its turns stand each on its own, but for tasks that are `IN_ORDER`. The n-th `[SEG]` of the
     answers, over all turns, stands for `masks[n]`. `source` is the data set that it is from, empty where it may be from
-    several."""
+    several.
+
+    `layers` are of masks, by their number. Where there are `references`, they say of each turn which reference it is a sentence
+    of, and a visit shows some of them as the release does (student/data/visits.py)."""
 
     sample_id: str
     image_key: str
@@ -58,3 +61,5 @@ class Sample:
     masks: list[Rle] = field(default_factory=list)
     prompts: list[PromptSlot] = field(default_factory=list)
     source: str = ""
+    layers: list[Layer] = field(default_factory=list)
+    references: list[int] = field(default_factory=list)

@@ -1,17 +1,14 @@
 """The rows of a table of features one by one, from a local file or an object store, without the rest of their shard.
 
 A shard is one Arrow record batch. What is small in it (keys, grids, checksums, where each row begins) is read once and kept;
-the rows are all but a thousandth of it and stay where they are. Local shards are kept open, some of them at a time, for a store
-may have more than a process may open, and a row is read by one call of the kernel, which is quicker than to copy it out of a
-mapping and asks the disk for all of it at once. A row of a remote one is one request, for its bytes alone, unless a `Cache` has
-it.
+the rows are all but a thousandth of it and stay where they are. Local shards are mapped, some of them at a time, for a store
+may have more than a process may open. A row of a remote one is one request, for its bytes alone, unless a `Cache` has it.
 
 A row is held against its checksum whenever it comes from afar or from the cache; from a local shard once a process, for that
-takes ten times as long as to read it.
+takes ten times as long as to copy it.
 """
 
 import mmap
-import os
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +27,7 @@ from schemas.grids import Size
 from schemas.storage import Folder
 
 PIECE = 1 << 16  # of either end of a shard: most often all that is needed of it
-OPEN_AT_ONCE = 256
+MAPPED_AT_ONCE = 256
 _REQUESTS_AT_ONCE = 32
 
 
@@ -55,7 +52,7 @@ class FeatureRows:
         self.spec = spec_of(artifact)
         self.shards = list(_indices(artifact))
         self._is_local = artifact.folder.is_local
-        self._opened = lru_cache(OPEN_AT_ONCE)(_File)
+        self._mapped = lru_cache(MAPPED_AT_ONCE)(_mapped)
         self._paths = [artifact.folder.path(artifact.shard_name(number)) for number in range(artifact.shards)]
 
     def read(self, shard: int, row: int) -> np.ndarray:
@@ -65,7 +62,7 @@ class FeatureRows:
         if not index.present_n[row]:
             raise self._broken(shard, row, "holds no feature")
         try:
-            found = (self._read if self._is_local else self._fetched)(self._paths[shard], index, row)
+            found = (self._copied if self._is_local else self._fetched)(self._paths[shard], index, row)
         except FileNotFoundError:
             raise _unreadable(self._artifact, shard, "it is not there") from None
         except EOFError:
@@ -74,11 +71,13 @@ class FeatureRows:
             raise self._broken(shard, row, "its bytes do not give its checksum")
         return found
 
-    def _read(self, path: str, index: ShardIndex, row: int) -> np.ndarray | None:
-        """From the open file."""
+    def _copied(self, path: str, index: ShardIndex, row: int) -> np.ndarray | None:
+        """Out of the mapped file."""
         start, end = index.starts_n[row : row + 2].tolist()
-        found = np.empty(end - start, np.uint8)
-        self._opened(path).read(found, start)
+        mapped = self._mapped(path)
+        if mapped.size() < end:  # of the file as it now is: to touch what was cut off would end the process
+            raise EOFError
+        found = np.frombuffer(mapped, np.uint8, end - start, start).copy()
         if not index.checked_n[row]:
             index.checked_n[row] = zlib.crc32(found.data) == index.crcs_n[row]
         return found if index.checked_n[row] else None
@@ -109,24 +108,12 @@ def spec_of(artifact: Artifact) -> FeatureSpec:
     return artifact.table.spec
 
 
-class _File:
-    """Open for as long as somebody holds it. Threads may read at once."""
-
-    def __init__(self, path: str):
-        self._handle = os.open(path, os.O_RDONLY)
-
-    def read(self, into: np.ndarray, start: int) -> None:
-        """Fill `into`; EOFError where the file ends before. One call, but for disks that give a part at a time."""
-        filled = 0
-        while filled < len(into):
-            count = os.preadv(self._handle, [into.data[filled:]], start + filled)
-            if not count:
-                raise EOFError
-            filled += count
-
-    def __del__(self) -> None:
-        if hasattr(self, "_handle"):  # it could be opened
-            os.close(self._handle)
+def _mapped(path: str) -> mmap.mmap:
+    with open(path, "rb") as file:
+        try:
+            return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        except ValueError:  # nothing is left of it
+            raise EOFError from None
 
 
 def _indices(artifact: Artifact) -> Iterator[ShardIndex]:

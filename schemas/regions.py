@@ -13,6 +13,7 @@ import numpy as np
 from schemas.errors import DataError
 
 PromptKind = Literal["point", "box", "scribble", "mask"]
+VOID = 255  # the value of a pixel that is no part of a target and does not count against it
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Rle:
         from pycocotools import mask as coco
 
         if isinstance(segmentation, list):
-            return cls._from_polygons(segmentation, height, width)
+            return cls.union(cls.parts(segmentation, height, width), height, width)
         if not isinstance(segmentation, dict) or "counts" not in segmentation:
             raise DataError("a segmentation must be polygons or an RLE with 'counts'")
         if list(segmentation.get("size", [height, width])) != [height, width]:
@@ -53,18 +54,28 @@ class Rle:
         return cls(height, width, text)
 
     @classmethod
-    def _from_polygons(cls, polygons: list[Any], height: int, width: int) -> "Rle":
-        """The union of flat XY polygons, each clipped to the image."""
+    def parts(cls, segmentation: Any, height: int, width: int) -> "list[Rle]":
+        """A COCO `segmentation` piece by piece: each of its flat XY polygons, clipped to the image, or the RLE that it is."""
         from pycocotools import mask as coco
 
-        for polygon in polygons:
+        if not isinstance(segmentation, list):
+            return [cls.from_coco(segmentation, height, width)]
+        for polygon in segmentation:
             if len(polygon) < 6 or len(polygon) % 2 or not np.isfinite(np.asarray(polygon, dtype=float)).all():
                 raise DataError("a polygon needs at least three finite XY pairs")
         bounds = [width, height]
-        clipped = [np.clip(np.reshape(polygon, (-1, 2)), 0, bounds).ravel().tolist() for polygon in polygons]
-        if not clipped:
+        clipped = [np.clip(np.reshape(polygon, (-1, 2)), 0, bounds).ravel().tolist() for polygon in segmentation]
+        drawn: Any = coco.frPyObjects(clipped, height, width) if clipped else []
+        return [cls(height, width, each["counts"].decode("ascii")) for each in drawn]
+
+    @classmethod
+    def union(cls, parts: "Sequence[Rle]", height: int, width: int) -> "Rle":
+        """What any of the parts covers."""
+        from pycocotools import mask as coco
+
+        if not parts:
             return cls.of(np.zeros((height, width), dtype=bool))
-        merged: Any = coco.merge(coco.frPyObjects(clipped, height, width))
+        merged: Any = coco.merge([part.coco() for part in parts])
         return cls(height, width, merged["counts"].decode("ascii"))
 
     def mask(self) -> np.ndarray:
@@ -109,6 +120,34 @@ def _check_counts(text: str, pixels: int) -> None:
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
     if sum(runs) != pixels or min(runs, default=0) < 0:
         raise DataError(f"the RLE covers {sum(runs)} pixels, its image has {pixels}")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Pixels of region number `of` to which more is to be said than that they are in or out: the `value` of its parts that lie
+    there over one another, or `VOID`."""
+
+    of: int
+    value: int
+    rle: Rle
+
+
+def piled(of: int, parts: Sequence[Rle]) -> list[Layer]:
+    """The layers of a region in whose parts some pixels lie twice or more; most often there are none."""
+    if len(parts) < 2 or sum(part.area for part in parts) == Rle.union(parts, parts[0].height, parts[0].width).area:
+        return []
+    counts_HW = np.zeros((parts[0].height, parts[0].width), np.uint8)
+    for part in parts:
+        counts_HW += part.mask() & (counts_HW < VOID - 1)
+    return [Layer(of, value, Rle.of(counts_HW == value)) for value in np.unique(counts_HW).tolist() if value > 1]
+
+
+def valued(rle: Rle, layers: Sequence[Layer]) -> np.ndarray:
+    """uint8 HW: 1 where `rle` is, 0 beside it, and what its layers say."""
+    values_HW = rle.mask().astype(np.uint8)
+    for layer in layers:
+        values_HW[layer.rle.mask()] = layer.value
+    return values_HW
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from schemas.annotations import Caption, Choice, Conversation, Expression, Refer
 from schemas.codecs import Basis
 from schemas.dialogue import PromptSlot, Split, Task, Turn
 from schemas.features import FeatureSpec
-from schemas.regions import PromptKind, Rle, Segment, VisualPrompt
+from schemas.regions import Layer, PromptKind, Rle, Segment, VisualPrompt
 
 _LEFT_OUT = b"left_out"
 _SCALARS: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
@@ -131,7 +131,7 @@ IMAGES = Table(
 )
 ANNOTATIONS = Table(
     "annotations",
-    2,
+    3,
     pa.schema(
         [
             _KEY,
@@ -142,14 +142,15 @@ ANNOTATIONS = Table(
             _field("captions", list[Caption]),
             _field("choices", list[Choice]),
             _field("references", list[Reference]),
-            _nullable("conversations", arrow_type(list[Conversation])),
+            _field("conversations", list[Conversation]),
+            _field("layers", list[Layer]),
             _field("faults", list[str]),
             _ERROR,
         ]
     ),
     "parquet",
     "One row a picture: its upright size and what the datasets say about it. `faults` names each statement that could not be "
-    "used. `conversations` came later than the rest: null, or no column at all, says that there are none.",
+    "used. `layers` are of objects.",
 )
 SEGMENTS = Table(
     "segments",
@@ -167,7 +168,7 @@ PROMPTS = Table(
 )
 SAMPLES = Table(
     "samples",
-    2,
+    3,
     pa.schema(
         [
             _field("sample_id", str),
@@ -178,14 +179,17 @@ SAMPLES = Table(
             _field("masks", list[Rle]),
             _field("prompts", list[PromptSlot]),
             _field("source", str),
+            _field("layers", list[Layer]),
+            _field("references", list[int]),
         ]
     ),
     "parquet",
-    "One row a dialogue, as text; shard k holds the dialogues of the pictures of shard k, in their order.",
+    "One row a dialogue, as text; shard k holds the dialogues of the pictures of shard k, in their order. `layers` are "
+    "of masks.",
 )
 PREDICTIONS = Table(
     "predictions",
-    1,
+    2,
     pa.schema(
         [
             _field("sample_id", str),
@@ -196,10 +200,12 @@ PREDICTIONS = Table(
             _field("text", str),
             _field("targets", list[Rle]),
             _field("masks", list[Rle]),
+            _field("layers", list[Layer]),
         ]
     ),
     "parquet",
-    "One row an evaluated dialogue: what was asked, what was expected, what the student wrote and segmented.",
+    "One row an evaluated dialogue: what was asked, what was expected, what the student wrote and segmented. `layers` are of "
+    "targets.",
 )
 
 
@@ -232,7 +238,7 @@ def feature_row(spec: FeatureSpec, key: str, map_Chw: np.ndarray, basis: Basis |
 
 
 ALL = (IMAGES, ANNOTATIONS, SEGMENTS, PROMPTS, SAMPLES, PREDICTIONS)
-STRUCTS = (Rle, Segment, VisualPrompt, Expression, Caption, Choice, Tag, Reference, Conversation, Turn, PromptSlot)
+STRUCTS = (Rle, Layer, Segment, VisualPrompt, Expression, Caption, Choice, Tag, Reference, Conversation, Turn, PromptSlot)
 WORDS = {"split": Split, "task": Task, "kind": PromptKind}
 
 

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from schemas.artifact import Artifact
+from schemas.config import Compat, later
 from schemas.storage import Folder
 from schemas.tables import ANNOTATIONS, Table
 from stages.base import Inputs, JobStage, Outcome, Progress, Resources, judge
@@ -30,9 +31,14 @@ Spot = tuple[int, str]  # shard and image_key
 
 
 class AnnotationsStage(JobStage):
-    """What the files of `coco` say about the pool `images`; without it, what those say that the input `source` holds."""
+    """What the files of `coco` say about the pool `images`; without it, what those say that the input `source` holds.
+
+    With `compat = "paper"` files are read with the mistakes that the release makes (docs/paper.md): references of the training
+    split in the words of `raw`, "others." with a full stop, Osprey's regions as plain text, and the tags of grounded captions
+    wherever its arithmetic puts them."""
 
     coco: CocoSource | None = None
+    compat: Compat = later("correct")
 
     def table(self) -> Table:
         return ANNOTATIONS
@@ -41,7 +47,7 @@ class AnnotationsStage(JobStage):
         return annotation_digests(self.coco) if self.coco else {}
 
     def run(self, inputs: Inputs, output: Artifact, resources: Resources, progress: Progress) -> Outcome:
-        files = (self.coco or CocoSource.of_shapes(inputs["source"].where)).files()
+        files = (self.coco or CocoSource.of_shapes(inputs["source"].where)).files(self.compat)
         aside = output.folder.child(f"lost-{uuid.uuid4().hex}")  # of this run alone: another one at once has its own
         build = functools.partial(_annotations, inputs["images"], files, output, sorted(lacking(output)), aside)
         try:
@@ -159,7 +165,8 @@ def _row(picture: dict[str, Any], said: list[Page], files: list[SourceFile]) -> 
         "captions": draft.captions,
         "choices": draft.choices,
         "references": draft.references,
-        "conversations": draft.conversations or None,
+        "conversations": draft.conversations,
+        "layers": draft.layers,
         "faults": draft.faults,
         "error": picture["error"],
     }

@@ -67,3 +67,4 @@ CLASSIFY = (
 )
 NEGATIVE = "{} is not in the image."
 CHOICE = "Answer according to {}. {} Select the correct choice."
+CHOICE_OF_RELEASE = "Answer according to {}. {}Select the correct choice."

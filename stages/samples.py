@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from schemas.annotations import STATEMENTS, Caption, Conversation, Expression, Reference
 from schemas.chance import generator
-from schemas.config import later
+from schemas.config import Compat, later
 from schemas.dialogue import IN_ORDER, Sample, Split, Task
-from schemas.regions import PromptKind, Segment, VisualPrompt
+from schemas.regions import Layer, PromptKind, Segment, VisualPrompt
 from schemas.tables import SAMPLES, Table, plain, revive, without
 from stages.base import Inputs, MapStage, Resources, ShardFunction, Tables
 from stages.turns import Dialogue, Form, Manner, Regions, may_be_denied, prompts_needed
@@ -35,6 +35,9 @@ class SamplesStage(MapStage):
     of their task: captions and answers that are `short`, expressions that are whole descriptions (`described`) or
     classes (`semantic`), and choices of a class (`classified`), which may bring a negative turn.
 
+    With `compat = "paper"` the expressions that a data set has for a picture are one dialogue, from which each visit draws as
+    the release does, and spaces of evaluation questions are where its scripts have them.
+
     `phrasings` and `seed` have no say in words that a reader has chosen: what ReasonSeg, MUSE and the classes of COCO's things
     and regions ask stands in the annotations, in words drawn from the names of file and record.
     """
@@ -48,6 +51,7 @@ class SamplesStage(MapStage):
     negative_rate: float = 0.05
     evaluation_limit: int = 0
     forms: dict[str, Form] = later({})
+    compat: Compat = later("correct")
     seed: int = 0
 
     def table(self) -> Table:
@@ -65,7 +69,7 @@ class SamplesStage(MapStage):
     def _of_image(self, annotation: dict[str, Any], prompts: dict[str, Any], left_out: Counter[str]) -> Iterator[Sample]:
         writer = _Writer(self, annotation, revive(list[VisualPrompt], prompts["prompts"]))
         failed = annotation["error"] or prompts["error"]
-        splits = {statement["split"] for column in STATEMENTS for statement in annotation.get(column) or []}
+        splits = {statement["split"] for column in STATEMENTS for statement in annotation[column]}
         split: Split = "evaluation" if "evaluation" in splits else "train"
         for task in self.tasks:
             said = writer.statements(task)
@@ -75,7 +79,7 @@ class SamplesStage(MapStage):
             left_out[f"{task}: over evaluation_limit"] += self._over_limit(split, len(asked))
             yield from writer.dialogues(task, split, asked)
         for task in _COLUMNS.keys() - set(self.tasks):
-            left_out[f"{task}: not among samples.tasks"] += len(annotation.get(_COLUMNS[task]) or [])
+            left_out[f"{task}: not among samples.tasks"] += len(annotation[_COLUMNS[task]])
 
     def _over_limit(self, split: Split, count: int) -> int:
         return max(count - self.evaluation_limit, 0) if split == "evaluation" and self.evaluation_limit else 0
@@ -96,14 +100,14 @@ class _Writer:
 
     def __init__(self, stage: SamplesStage, annotation: dict[str, Any], prompts: list[VisualPrompt]):
         self.stage, self.annotation, self.key = stage, annotation, annotation["image_key"]
-        self.manner = Manner(stage.prompts, stage.phrasings, stage.prompt_kinds, stage.negative_rate, stage.forms)
-        segments = revive(list[Segment], annotation["objects"])
-        self.regions = Regions(annotation["height"], annotation["width"], segments, prompts)
+        self.manner = Manner(stage.prompts, stage.phrasings, stage.prompt_kinds, stage.negative_rate, stage.forms, stage.compat)
+        segments, layers = revive(list[Segment], annotation["objects"]), revive(list[Layer], annotation["layers"])
+        self.regions = Regions(annotation["height"], annotation["width"], segments, layers, prompts)
 
     def statements(self, task: Task) -> list[Any]:
         """What the picture's annotations say for this task."""
         column = _COLUMNS[task]
-        return revive(list[STATEMENTS[column]], self.annotation.get(column) or [])  # type: ignore[misc]
+        return revive(list[STATEMENTS[column]], self.annotation[column])  # type: ignore[misc]
 
     def why_not(self, statement: Any, split: Split) -> str:
         """Why the statement becomes no dialogue; empty where it does."""
@@ -133,6 +137,8 @@ class _Writer:
             groups = [[statements[i]] for i in np.sort(order[: self.stage.evaluation_limit or None])]
         elif task in IN_ORDER:
             groups = [[statement] for statement in statements]
+        elif self.stage.compat == "paper":
+            groups = self._released_groups([statements[i] for i in order])
         else:
             groups = self._training_groups([statements[i] for i in order])
         for number, group in enumerate(groups):
@@ -147,6 +153,15 @@ class _Writer:
         for alike in sources:
             for said in self._rounds(alike):
                 yield from self._groups(said)
+
+    def _released_groups(self, statements: Sequence[Any]) -> Iterator[list[Any]]:
+        """Expressions by data set, and the groups of all others."""
+        drawn = [statement for statement in statements if self._is_drawn(statement)]
+        yield from (list(alike) for _, alike in groupby(sorted(drawn, key=_source), key=_source))
+        yield from self._training_groups([statement for statement in statements if not self._is_drawn(statement)])
+
+    def _is_drawn(self, statement: Any) -> bool:
+        return isinstance(statement, Expression) and self.manner.form(statement) is None
 
     def _rounds(self, statements: Sequence[Any]) -> Iterator[list[Any]]:
         """All statements, but of the short captions of an object one in each."""
@@ -179,7 +194,17 @@ class _Writer:
         for statement in group:
             said.add(statement)
         source = _source(group[0]) if split == "evaluation" or self.stage.by_source else ""
-        return Sample(sample_id, self.key, split, task, said.turns, said.masks, said.slots, source)
+        draws = self.stage.compat == "paper" and split == "train" and self._is_drawn(group[0])
+        references = _references(group) if draws else []
+        return Sample(sample_id, self.key, split, task, said.turns, said.masks, said.slots, source, said.layers, references)
+
+
+def _references(expressions: Sequence[Expression]) -> list[int]:
+    """Of each the number of its reference. Annotations do not say it: what names the same objects counts as one, and what names
+    nothing as one of its own."""
+    known: dict[Any, int] = {}
+    objects = (tuple(said.segment_ids) or (place, "nothing") for place, said in enumerate(expressions))
+    return [known.setdefault(named, len(known)) for named in objects]
 
 
 def _source(statement: Any) -> str:

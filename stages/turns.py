@@ -1,15 +1,16 @@
 """A dialogue while it is written: its turns, the masks of its `[SEG]` and what its `<PromptK>` point at."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from schemas.annotations import Caption, Choice, Conversation, Expression, Reference, Tag
+from schemas.config import Compat
 from schemas.dialogue import SEG, PromptSlot, Split, Task, Turn, prompt_token
-from schemas.regions import PromptKind, Rle, Segment, VisualPrompt
+from schemas.regions import VOID, Layer, PromptKind, Rle, Segment, VisualPrompt, piled
 from stages import phrases
 
 Form = Literal["short", "described", "semantic", "classified"]
@@ -30,6 +31,7 @@ class Manner:
     prompt_kinds: Sequence[PromptKind]
     negative_rate: float
     forms: Mapping[str, Form]
+    compat: Compat = "correct"
 
     def form(self, statement: Any) -> Form | None:
         """What `forms` says of the statement's data set. A source is a data set, or one and a split of its own: `mine/val`."""
@@ -37,10 +39,12 @@ class Manner:
 
 
 class Regions:
-    """The objects of a picture of `height` x `width`, and the masks that point at them."""
+    """The objects of a picture of `height` x `width`, with their layers, and the masks that point at them."""
 
-    def __init__(self, height: int, width: int, segments: Sequence[Segment], prompts: Sequence[VisualPrompt]):
-        self.height, self.width = height, width
+    def __init__(
+        self, height: int, width: int, segments: Sequence[Segment], layers: Sequence[Layer], prompts: Sequence[VisualPrompt]
+    ):
+        self.height, self.width, self.layers = height, width, layers
         self.segments = {segment.segment_id: segment.rle for segment in segments}
         self.pointed = {prompt.segment_id: prompt.rle for prompt in prompts if prompt.kind == "mask"}
         self.empty = {number for number, rle in self.segments.items() if not rle.area}
@@ -52,6 +56,12 @@ class Regions:
             mask_HW |= self.segments[number].mask()
         return Rle.of(mask_HW)
 
+    def layers_of(self, number: int) -> list[Layer]:
+        return [layer for layer in self.layers if layer.of == number]
+
+    def void_of(self, number: int) -> list[Layer]:
+        return [layer for layer in self.layers_of(number) if layer.value == VOID]
+
 
 class Dialogue:
     """A dialogue being written: its turns, target masks and prompt slots so far."""
@@ -60,11 +70,17 @@ class Dialogue:
         self.manner, self.regions, self.split, self.rng = manner, regions, split, rng
         self.turns: list[Turn] = []
         self.masks: list[Rle] = []
+        self.layers: list[Layer] = []
         self.slots: list[PromptSlot] = []
         self.tokens: dict[int, str] = {}
         self.kinds: list[PromptKind] = list(manner.prompt_kinds) if split == "train" else []
         self.free = list(range(manner.prompts))
         self.has_denied = False
+
+    @property
+    def is_asked_as_released(self) -> bool:
+        """Whether the spaces are those of the authors' evaluation scripts."""
+        return self.split == "evaluation" and self.manner.compat == "paper"
 
     def add(self, statement: Any) -> None:
         match statement:
@@ -76,8 +92,8 @@ class Dialogue:
                 token = self._prompt(statement.segment_id)
                 self._turn(self._pick(asked).format(token), f"{token}: {statement.text}")
             case Choice():
-                token = self._prompt(statement.segment_id)
-                self._turn(phrases.CHOICE.format(token, statement.question), statement.answer)
+                asks = phrases.CHOICE_OF_RELEASE if self.is_asked_as_released else phrases.CHOICE
+                self._turn(asks.format(self._prompt(statement.segment_id), statement.question), statement.answer)
             case Reference():
                 self._reference(statement)
             case Conversation():
@@ -91,8 +107,20 @@ class Dialogue:
             case form:
                 question = self._pick(phrases.SEGMENT).format(statement.text.strip().lower().removesuffix("."))
                 question += f" {phrases.SEMANTIC}" if form == "semantic" else ""
+                question = f" {question}" if self.is_asked_as_released else question
         self._turn(question, answer)
-        self.masks.append(self.regions.target(statement.segment_ids))
+        self._mask(statement.segment_ids, [] if self.manner.form(statement) else self._summed(statement.segment_ids))
+
+    def _summed(self, segment_ids: Sequence[int]) -> list[Layer]:
+        """Where the release counts more than one: of an object its polygons, of several to learn from the objects."""
+        if len(segment_ids) == 1:
+            return self.regions.layers_of(segment_ids[0])
+        return piled(0, [self.regions.segments[number] for number in segment_ids]) if self.split == "train" else []
+
+    def _mask(self, segment_ids: Sequence[int], layers: Sequence[Layer]) -> None:
+        """The mask of the next [SEG]."""
+        self.layers += [replace(layer, of=len(self.masks)) for layer in layers]
+        self.masks.append(self.regions.target(segment_ids))
 
     def _reference(self, statement: Reference) -> None:
         """A tag that the question names is pointed at, each other one of the answer is a mask."""
@@ -101,26 +129,29 @@ class Dialogue:
         asked = set(_names(statement.tags).findall(statement.question))
         pointed = [tag for tag in statement.tags if tag.name in asked]
         segmented = [tag for tag in statement.tags if tag.name not in asked]
-        (turn,) = self._untagged([Turn(statement.question, statement.answer)], pointed, segmented)
+        (turn,) = self._untagged([Turn(statement.question, statement.answer)], pointed, segmented, self.regions.void_of)
         self._turn(turn.question, turn.answer if turn.answer != SEG else phrases.FOUND[0])
 
     def _conversation(self, statement: Conversation) -> None:
-        turns = self._untagged(statement.turns, statement.pointed, statement.segmented)
+        turns = self._untagged(statement.turns, statement.pointed, statement.segmented, self.regions.layers_of)
         suffix = f" {phrases.IN_A_WORD}" if self.manner.form(statement) == "short" else ""
         for turn in turns:
             if statement.pointed and not self.has_denied:
                 self._maybe_negative(phrases.DETAIL)
             self._turn((turn.question or self._pick(phrases.GROUNDED)) + suffix, turn.answer)
 
-    def _untagged(self, turns: Sequence[Turn], pointed: Sequence[Tag], segmented: Sequence[Tag]) -> list[Turn]:
-        """The turns with `<PromptK>` for each tag of `pointed`, and `[SEG]` and its mask for each of `segmented`."""
+    def _untagged(
+        self, turns: Sequence[Turn], pointed: Sequence[Tag], segmented: Sequence[Tag], layers_of: Callable[[int], list[Layer]]
+    ) -> list[Turn]:
+        """The turns with `<PromptK>` for each tag of `pointed`, and `[SEG]` and its mask, with these layers of its object, for
+        each of `segmented`."""
         tokens = {tag.name: self._prompt(tag.segment_id) for tag in pointed}
         targets = {tag.name: tag.segment_id for tag in segmented}
         named = _names([*pointed, *segmented])
 
         def put(found: re.Match[str]) -> str:
             if found[0] in targets:
-                self.masks.append(self.regions.target([targets[found[0]]]))
+                self._mask([targets[found[0]]], layers_of(targets[found[0]]))
             return tokens.get(found[0], SEG)
 
         return [Turn(named.sub(put, turn.question), named.sub(put, turn.answer)) for turn in turns]

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.config import Config, execution, later
+from schemas.config import Compat, Config, execution, later
 from schemas.grids import Grid, PatchGrid
 
 
@@ -53,7 +53,7 @@ class StudentConfig(Config):
     embedding_range: float | None = Field(default=None, gt=0)
     recency: float = Field(default=0.0, ge=0)
     max_length: int = Field(default=8192, ge=4)
-    compat: Literal["correct", "paper"] = "correct"
+    compat: Compat = "correct"
     eve: EveConfig | None = later(None)
 
     @model_validator(mode="after")
@@ -139,7 +139,7 @@ class LossConfig(Config):
     to the precision of the logits (docs/paper.md).
     """
 
-    compat: Literal["correct", "paper"] = "correct"
+    compat: Compat = "correct"
     lm: float = Field(default=1.0, ge=0)
     lm_with_masks: float = Field(default=0.1, ge=0)
     mask: float = Field(default=2.0, ge=0)

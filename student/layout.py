@@ -84,7 +84,9 @@ class QwenLayout:
         return Opening(tokens, len(tokens), patch_index, block=len(tokens))
 
     def asked(self, questions: Sequence[str], grid: Grid | None) -> list[list[int]]:
-        return [self.vocabulary.encode(f"<|im_start|>user\n{question.strip()}<|im_end|>\n") for question in questions]
+        """Without the space around them, which the release leaves."""
+        said = questions if self.config.compat == "paper" else [question.strip() for question in questions]
+        return [self.vocabulary.encode(f"<|im_start|>user\n{question}<|im_end|>\n") for question in said]
 
     def answered(self, answer: str) -> list[int]:
         return [*self.vocabulary.encode(answer.strip()), self.vocabulary.end_of_text]

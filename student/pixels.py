@@ -4,11 +4,12 @@ Shapes: H, W pixels; h, w patch rows and columns; p patch side. Sizes are (width
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from schemas.config import Compat
 from schemas.grids import patched_size
 
 
@@ -47,9 +48,7 @@ def cut(image_HWC: np.ndarray, size: tuple[int, int], patch: int, look: Look) ->
     return np.ascontiguousarray(patches).reshape(h * w, 3 * patch * patch), (h, w)
 
 
-def prompt_patches(
-    mask_HW: np.ndarray, grid: tuple[int, int], *, patch: int = 1, compat: Literal["correct", "paper"] = "correct"
-) -> np.ndarray:
+def prompt_patches(mask_HW: np.ndarray, grid: tuple[int, int], *, patch: int = 1, compat: Compat = "correct") -> np.ndarray:
     """(h, w) bool: the patches that hold at least one pixel of the mask.
 
     Every pixel belongs to the patch its centre falls in, so a mask with a pixel always marks a patch, and a patch that is

@@ -25,6 +25,8 @@ from student.vocabulary import Vocabulary
 IGNORED = -100  # a label that the text loss skips
 NO_PROMPT = -2  # prompt index of a patch that no prompt covers
 
+_VALUES = {"correct": bool, "paper": np.uint8}  # of the pixels of a target
+
 Turn = tuple[str, str | None]
 
 
@@ -72,7 +74,8 @@ def encode(
 
     turns: (question, answer) pairs; the last answer is None where the student is to give it, and `prefix_answer` then
         stands at its beginning, unsupervised. image: HWC uint8 RGB. prompts: (number k, HW bool mask) at the image's size.
-    masks: n HW bool arrays at the image's size, one for each [SEG] of the answers, in order. features: by teacher.
+    masks: n HW arrays at the image's size, one for each [SEG] of the answers, in order: where they are not 0, or, with
+        `compat = "paper"`, what each pixel is to become. features: by teacher.
     Raises DataError where [SEG] and masks differ in number, a prompt marks nothing, or the first turn is too long: with
     `compat = "paper"` a dialogue to learn from is cut on the right instead.
     """
@@ -105,7 +108,7 @@ def encode(
         positions_3L=layout.positions(len(tokens), grid),
         patches_NP=patches_NP,
         grid=grid,
-        masks_nHW=np.stack(kept_masks).astype(bool) if kept_masks else np.zeros((0, 1, 1), bool),
+        masks_nHW=np.stack(kept_masks).astype(_VALUES[config.compat]) if kept_masks else np.zeros((0, 1, 1), bool),
         block=opening.block,
         features=features or {},
         dropped=len(turns) - kept,
@@ -205,7 +208,7 @@ class Batch:
     """Samples one behind the other in one row of R tokens, nothing padded; patches of all in one list, into which
     `patch_index_R` points.
 
-    Per sample: its `spans` in the row, `grids` (h, w) or None, `masks` (n, H, W) bool, `features` by teacher, and whether its
+    Per sample: its `spans` in the row, `grids` (h, w) or None, `masks` (n, H, W), `features` by teacher, and whether its
     masks are `unpaired`.
     """
 

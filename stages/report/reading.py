@@ -7,7 +7,7 @@ its shard and its key; nothing is searched for.
 import hashlib
 import heapq
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from PIL import Image
 from schemas.artifact import Artifact
 from schemas.errors import BrokenArtifact
 from schemas.pictures import decode
-from schemas.regions import Rle
+from schemas.regions import Layer, Rle
 from schemas.tables import revive
 
 
@@ -41,6 +41,10 @@ class Prediction:
     text: str
     targets: list[Rle]
     masks: list[Rle]
+    layers: list[Layer] = field(default_factory=list)
+
+
+_NESTED = {"targets": list[Rle], "masks": list[Rle], "layers": list[Layer]}
 
 
 def good_spots(artifact: Artifact) -> Iterator[Spot]:
@@ -118,5 +122,5 @@ def read_predictions(artifact: Artifact) -> list[Prediction]:
     for shard, rows in enumerate(artifact.iterate()):
         for row in rows.to_pylist():
             spot = Spot(shard, row.pop("image_key"))
-            found.append(Prediction(spot, **row | {name: revive(list[Rle], row[name]) for name in ("targets", "masks")}))
+            found.append(Prediction(spot, **row | {name: revive(kind, row[name]) for name, kind in _NESTED.items()}))
     return found

@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from schemas.regions import Rle
+from schemas.regions import VOID, Rle, valued
 from stages.report.reading import Prediction
 from student.metrics.caption import caption_scores, meteor, paper_meteor
 from student.metrics.choice import choice_scores, is_right
 from student.metrics.perbench import overall
-from student.metrics.segmentation import Overlap, overlap, paper_segmentation_scores, segmentation_scores
+from student.metrics.segmentation import Overlap, overlap, paper_reference_scores, segmentation_scores
 
 Scores = dict[str, dict[str, float]]
 
@@ -25,15 +25,24 @@ def of(predictions: Sequence[Prediction], with_meteor: bool = False) -> Scores:
     by_task = {
         task: [row for row in predictions if row.task == task] for task in ("segmentation", "reference", "caption", "choice")
     }
-    by_reference = [overlap_of(row) for row in by_task["reference"]]
     found = {
-        "segmentation": segmentation_scores(map(overlap_of, by_task["segmentation"])),
-        "reference": segmentation_scores(by_reference) | paper_segmentation_scores(by_reference),
+        "segmentation": _segmentation(by_task["segmentation"]),
+        "reference": segmentation_scores(map(overlap_of, by_task["reference"]))
+        | paper_reference_scores(map(paper_overlap_of, by_task["reference"])),
         "caption": _caption(by_task["caption"], with_meteor),
         "choice": choice_scores((row.question, row.expected, row.text) for row in by_task["choice"]),
     }
     scores: Scores = {task: {"count": len(by_task[task])} | found[task] for task in found if by_task[task]}
     return scores | overall_of(scores)
+
+
+def _segmentation(rows: Sequence[Prediction]) -> dict[str, float]:
+    """The authors' scores differ where targets have layers, and are left out where none has."""
+    scores = segmentation_scores(map(overlap_of, rows))
+    if any(row.layers for row in rows):
+        paper = segmentation_scores(map(paper_overlap_of, rows))
+        scores |= {f"{name}_paper": paper[name] for name in ("ciou", "giou")}
+    return scores
 
 
 def _caption(rows: Sequence[Prediction], with_meteor: bool) -> dict[str, float]:
@@ -60,15 +69,27 @@ def _mean(scores: Scores, caption: str, kind: str) -> float:
 
 
 def overlap_of(row: Prediction) -> Overlap:
-    """Of the first predicted mask and the first target; what is not there is empty."""
-    known = next(iter(row.targets + row.masks), None)
-    empty_HW = np.zeros((known.height, known.width) if known else (1, 1), bool)
-    found = overlap(_first(row.masks), empty_HW if (target := _first(row.targets)) is None else target)
-    return replace(found, targets=len(row.targets))
+    """Of the first predicted mask and the first target, outside what is void; what is not there is empty."""
+    values_HW = _target(row)
+    return _overlap(row, values_HW % VOID > 0, values_HW == VOID)
 
 
-def _first(rles: Sequence[Rle]) -> np.ndarray | None:
-    return rles[0].mask() if rles else None
+def paper_overlap_of(row: Prediction) -> Overlap:
+    """The same as the authors count, whose targets have been run lengths: there every change of value is a border, so that what
+    is covered twice, or is void, ends a target or begins one."""
+    return _overlap(row, Rle.of(_target(row)).mask())
+
+
+def _overlap(row: Prediction, target_HW: np.ndarray, void_HW: np.ndarray | None = None) -> Overlap:
+    predicted_HW = row.masks[0].mask() if row.masks else None
+    return replace(overlap(predicted_HW, target_HW, void_HW), targets=len(row.targets))
+
+
+def _target(row: Prediction) -> np.ndarray:
+    """uint8 HW: the values of the first target; where there is none, zeros."""
+    if row.targets:
+        return valued(row.targets[0], [layer for layer in row.layers if layer.of == 0])
+    return np.zeros((row.masks[0].height, row.masks[0].width) if row.masks else (1, 1), np.uint8)
 
 
 def chose_right(row: Prediction) -> bool:

@@ -5,6 +5,7 @@
 - `classified`: a segment is pointed at, and its class is to be chosen among others.
 
 Crowds are left out. A class is called by its name without what COCO adds to tell mergers apart ("tree-merged" is a tree).
+In the release (`compat = "paper"`) the answer that none of the classes is right ends in a full stop, as no name does.
 """
 
 import re
@@ -89,5 +90,6 @@ def add_classified(draft: Draft, file: SourceFile, statement: Statement) -> None
     listed = wrong if statement["lacks"] else [*wrong, name]
     choices = ", ".join([*(listed[k] for k in rng.permutation(len(listed))), phrases.OTHERS])
     asked = phrases.CLASSIFY[int(rng.integers(len(phrases.CLASSIFY)))] if split == "train" else phrases.CLASSIFY[0]
-    answer = phrases.OTHERS if statement["lacks"] else name
+    none = f"{phrases.OTHERS}." if file.compat == "paper" else phrases.OTHERS
+    answer = none if statement["lacks"] else name
     draft.references.append(Reference(asked.format(tag.name, choices), f"{tag.name}: {answer}", [tag], split, source))

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import model_validator
 
-from schemas.config import Config, execution, later
+from schemas.config import Compat, Config, execution, later
 from schemas.dialogue import Split, Task
 from schemas.storage import Folder
 
@@ -91,7 +91,7 @@ class NamingFile(AnnotationFile):
 
 @dataclass(frozen=True)
 class SourceFile:
-    """An annotation file as the readers want it; `number` is its place among all files of the source."""
+    """An annotation file as the readers want it, to be read as `compat` says; `number` is its place among all of the source."""
 
     kind: Kind
     number: int
@@ -100,6 +100,7 @@ class SourceFile:
     split: Split | None
     masks: Folder | None = None
     names: Mapping[str, str] = field(default_factory=dict)
+    compat: Compat = "correct"
 
     def in_pool(self, picture: str) -> str:
         """The name in the pool of what the file calls `picture`."""
@@ -172,10 +173,10 @@ class CocoSource(Config):
     def _listed(self) -> Iterator[tuple[Kind, AnnotationFile]]:
         return ((kind, file) for kind in KINDS for file in getattr(self, kind))
 
-    def files(self) -> list[SourceFile]:
+    def files(self, compat: Compat = "correct") -> list[SourceFile]:
         """The annotation files, those that define objects before those that speak of them."""
         return [
-            SourceFile(kind, number, file.label, file.path, file.split, _masks(file), getattr(file, "names", {}))
+            SourceFile(kind, number, file.label, file.path, file.split, _masks(file), getattr(file, "names", {}), compat)
             for number, (kind, file) in enumerate(self._listed())
         ]
 

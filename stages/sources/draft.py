@@ -6,7 +6,7 @@ that cannot be used becomes a line in `faults`: its kind, its file, what it is, 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from schemas.annotations import Caption, Choice, Conversation, Expression, Reference, Tag
 from schemas.dialogue import RESERVED, Split
 from schemas.errors import DataError
-from schemas.regions import Rle, Segment, mask_overlaps
+from schemas.regions import VOID, Layer, Rle, Segment, mask_overlaps, piled
 from stages.sources.config import SourceFile
 
 Statement = dict[str, Any]
@@ -44,12 +44,13 @@ class Draft:
     choices: list[Choice] = field(default_factory=list)
     references: list[Reference] = field(default_factory=list)
     conversations: list[Conversation] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     _known: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def attempt(self, file: SourceFile, statement: Statement, add: Callable[..., None]) -> None:
         """`add(self, file, statement)`, or a fault; a statement that cannot be used leaves no object behind."""
-        before = len(self.objects)
+        objects, layers = len(self.objects), len(self.layers)
         try:
             if "fault" in statement:
                 raise Unusable(*statement["fault"])
@@ -61,7 +62,7 @@ class Draft:
             self.fault("mask", file, statement["what"], error.what)
         except MALFORMED as error:
             self.fault("record", file, statement["what"], f"{type(error).__name__}: {error}")
-        del self.objects[before:]
+        del self.objects[objects:], self.layers[layers:]
 
     def fault(self, kind: str, file: SourceFile, what: str, why: str) -> None:
         """One line that can be stored, whatever the file says."""
@@ -114,9 +115,17 @@ class Draft:
         self.objects.append(Segment(number, "", is_thing=True, is_crowd=False, score=1.0, source=source, rle=rle))
         return number
 
-    def add_crowd(self, category: str, rle: Rle, source: str) -> None:
-        """A region that is no object: nothing points at it, and no statement is of it."""
-        self.objects.append(Segment(self._fresh(), category, is_thing=False, is_crowd=True, score=1.0, source=source, rle=rle))
+    def piled(self, segment_id: int, segmentations: Sequence[Any]) -> None:
+        """Note where the parts of an object lie over one another: the release counts how many do."""
+        if all(layer.of != segment_id for layer in self.layers):
+            parts = [part for each in segmentations for part in Rle.parts(each, self.height, self.width)]
+            self.layers += piled(segment_id, parts)
+
+    def void(self, segment_id: int, rle: Rle) -> None:
+        """Note pixels by which a mask of the object is not to be scored."""
+        layer = Layer(segment_id, VOID, rle)
+        if rle.area and layer not in self.layers:
+            self.layers.append(layer)
 
     def _fresh(self) -> int:
         return max((each.segment_id for each in self.objects), default=0) + 1

@@ -6,42 +6,35 @@
 - Flickr30k: COCO's lists; the picture has the caption, each annotation a mask and the letters of its phrase.
 
 A phrase becomes `<p> phrase </p>` and the tag of its object. One that stands nowhere in the caption, or across another, or
-whose mask cannot be used, is a fault, and the caption goes without.
+whose mask cannot be used, is a fault, and the caption goes without. With `compat = "paper"` its place is what the release takes
+for it (`spans`).
 """
 
 import functools
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from schemas.annotations import Conversation, Tag
-from schemas.dialogue import PHRASE, PHRASE_END, Turn
+from schemas.dialogue import Turn
 from schemas.regions import Rle
 from stages.sources.coco import same_size
 from stages.sources.config import SourceFile
 from stages.sources.draft import Draft, Statement, Unusable, integer, split_of, unmarked, wording
+from stages.sources.spans import PLACEMENTS, Span
 
 FEWEST_WORDS = 3  # of a caption of Flickr30k; a shorter one says nothing
 
 
 class _Phrase(NamedTuple):
-    """`place` is its first letter and the one after its last; unless it `is_placed`, the whole words of `text` are looked for.
-    A `text` of None stands for whatever is there. Each of `masks` is a COCO segmentation."""
+    """`place` is its first letter and the one after its last; unless it `is_placed`, `text` is looked for. A `text` of None
+    stands for whatever is there. Each of `masks` is a COCO segmentation."""
 
     text: Any
     place: Any
     masks: Any
     is_placed: bool = True
-
-
-class _Span(NamedTuple):
-    """A phrase's place in the caption, and its masks."""
-
-    start: int
-    end: int
-    masks: Any
 
 
 def records(data: Any) -> Any:
@@ -96,67 +89,48 @@ def add_caption(draft: Draft, file: SourceFile, statement: Statement) -> None:
     split, source = split_of(file, None)
     same_size(draft, *statement.get("size", (None, None)))
     text = unmarked(statement["text"])
-    tagged: list[tuple[_Span, Tag]] = []
+    placement = PLACEMENTS[file.compat]
+    tagged: list[tuple[Span, Tag]] = []
 
-    def add_span(span: _Span, draft: Draft, file: SourceFile, statement: Statement) -> None:
-        tagged.append((span, draft.tag(len(tagged), _union(draft, span.masks), file.label)))
+    def add_span(span: Span, draft: Draft, file: SourceFile, statement: Statement) -> None:
+        tag = draft.tag(len(tagged), _union(draft, span.masks), file.label)
+        draft.piled(tag.segment_id, span.masks)
+        tagged.append((span, tag))
 
-    for span in _apart(draft, file, statement, sorted(_spans(draft, file, statement, text), key=_order)):
+    for span in placement.lay_out(draft, file, statement, _spans(draft, file, statement, text)):
         draft.attempt(file, statement, functools.partial(add_span, span))
     if not tagged:
         raise Unusable("phrase", "no phrase of it has a place and a mask")
-    answer = _answer(text, tagged)
+    answer = placement.tell(text, tagged)
     draft.conversations.append(Conversation([Turn("", answer)], [], [tag for _, tag in tagged], split, source))
 
 
-def _spans(draft: Draft, file: SourceFile, statement: Statement, text: str) -> list[_Span]:
-    spans: list[_Span] = []
+def _spans(draft: Draft, file: SourceFile, statement: Statement, text: str) -> list[Span]:
+    spans: list[Span] = []
 
-    def find(phrase: _Phrase, draft: Draft, file: SourceFile, statement: Statement) -> None:
-        spans.append(_span(phrase, text, statement["cut"], spans))
+    def find(said: str) -> tuple[int, int]:
+        return PLACEMENTS[file.compat].find(said, text, spans)
+
+    def add(phrase: _Phrase, draft: Draft, file: SourceFile, statement: Statement) -> None:
+        spans.append(_span(phrase, text, statement["cut"], find))
 
     for phrase in statement["phrases"]:
-        draft.attempt(file, statement, functools.partial(find, phrase))
+        draft.attempt(file, statement, functools.partial(add, phrase))
     return spans
 
 
-def _span(phrase: _Phrase, text: str, cut: int, before: Sequence[_Span]) -> _Span:
+def _span(phrase: _Phrase, text: str, cut: int, find: Callable[[str], tuple[int, int]]) -> Span:
     if not phrase.is_placed:
-        return _Span(*_found(wording(phrase.text).lower(), text, before), phrase.masks)
+        return Span(*find(wording(phrase.text)), phrase.masks, is_sought=True)
     start, end = map(integer, phrase.place)
     shifts = (cut,) if phrase.text is None else (cut, 0)
     for first, last in ((start - shift, end - shift) for shift in shifts):
         inside = text[first:last].strip() if 0 <= first <= last <= len(text) else ""
         if inside and (phrase.text is None or inside.casefold() == wording(phrase.text).casefold()):
             first += text[first:last].index(inside)
-            return _Span(first, first + len(inside), phrase.masks)
+            return Span(first, first + len(inside), phrase.masks, is_sought=False)
     said = "" if phrase.text is None else f" that say {phrase.text!r}"
     raise Unusable("phrase", f"it has no letters {start} to {end}{said}")
-
-
-def _found(phrase: str, text: str, before: Sequence[_Span]) -> tuple[int, int]:
-    """Where it stands as whole words; of several places the first at which no phrase `before` stands already."""
-    places = [found.span() for found in re.finditer(rf"(?<!\w){re.escape(phrase)}(?!\w)", text)]
-    if not places:
-        raise Unusable("phrase", f"it does not say {phrase!r}")
-    taken = {(span.start, span.end) for span in before}
-    return next((place for place in places if place not in taken), places[0])
-
-
-def _order(span: _Span) -> tuple[int, int]:
-    """By beginning; of two that begin together the longer comes first."""
-    return span.start, -span.end
-
-
-def _apart(draft: Draft, file: SourceFile, statement: Statement, spans: list[_Span]) -> Iterator[_Span]:
-    """The spans, in order, that lie across none before."""
-    end = 0
-    for span in spans:
-        if span.start < end:
-            draft.fault("phrase", file, statement["what"], f"letters {span.start} to {span.end} lie across another phrase")
-        else:
-            end = span.end
-            yield span
 
 
 def _union(draft: Draft, masks: Any) -> Rle:
@@ -167,11 +141,3 @@ def _union(draft: Draft, masks: Any) -> Rle:
     for each in masks:
         covered_HW |= draft.region(each).mask()
     return Rle.of(covered_HW)
-
-
-def _answer(text: str, tagged: list[tuple[_Span, Tag]]) -> str:
-    pieces, end = [], 0
-    for span, tag in tagged:
-        pieces += [text[end : span.start], f"{PHRASE} {text[span.start : span.end]} {PHRASE_END} {tag.name}"]
-        end = span.end
-    return "".join([*pieces, text[end:]])

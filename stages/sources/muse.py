@@ -53,6 +53,8 @@ def add_questions(draft: Draft, file: SourceFile, statement: Statement) -> None:
         rng = generator(0, file.label, statement["what"], question)
         regions = [draft.region(target.segmentation) for target in targets]
         own = [draft.tag(number, rle, file.label) for number, rle in enumerate(regions, start=len(tags))]
+        for tag, target in zip(own, targets, strict=True):
+            draft.piled(tag.segment_id, [target.segmentation])
         answer = _told(targets, own, rng) if text is None else _filled(unmarked(text), own)
         turns.append(Turn(f"{unmarked(question)} {phrases.WITH_MASKS}", answer))
         tags += own

@@ -2,12 +2,18 @@
 
 All regions of a conversation are pointed at, whether it speaks of them or not. Only the bracketed form stands for a region, for
 "region1" alone may be an ordinary word. Where a file describes regions, each description is a caption of its own.
+
+The release (`compat = "paper"`) knows no words: for each region in turn, from the first, it replaces `<region1>` and then
+`region1` wherever these letters stand, also within "region10", of which "<object0>0" is left. A number that no region has stays
+as it is written. That it takes one region after the other, and brackets first, is our reading of it.
 """
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from schemas.annotations import Caption, Conversation, Tag
+from schemas.config import Compat
 from schemas.dialogue import Turn
 from stages.sources.coco import same_size
 from stages.sources.config import SourceFile
@@ -52,7 +58,8 @@ def _add_conversation(draft: Draft, file: SourceFile, statement: Statement) -> N
     if not said or not regions:
         raise Unusable("text", "it has no question with an answer, or no region")
     tags = [draft.tag(number, rle, file.label) for number, rle in enumerate(regions)]
-    turns = [Turn(_tagged(question, tags), _tagged(answer, tags)) for question, answer in said]
+    tagged = _TAGGED[file.compat]
+    turns = [Turn(tagged(question, tags), tagged(answer, tags)) for question, answer in said]
     draft.conversations.append(Conversation(turns, tags, [], split, source))
 
 
@@ -64,3 +71,12 @@ def _tagged(text: str, tags: list[Tag]) -> str:
         return tags[number - 1].name
 
     return _REGION.sub(tag, text)
+
+
+def _replaced(text: str, tags: list[Tag]) -> str:
+    for number, tag in enumerate(tags, start=1):
+        text = re.sub(rf"<regi?on{number}>|regi?on{number}", tag.name, text, flags=re.IGNORECASE)
+    return text
+
+
+_TAGGED: Mapping[Compat, Callable[[str, list[Tag]], str]] = {"correct": _tagged, "paper": _replaced}

@@ -1,8 +1,8 @@
 """ReasonSeg, as LISA publishes it: a folder with a JSON beside each JPEG, its outlines and what is asked for.
 
 Outlines are drawn as there: border and inside, the largest first, so that a smaller one stands on a larger. What is neither
-target nor to be ignored is background. What is to be ignored is kept as a crowd of the category `ignored`, apart from the
-target. A target may be empty: then nothing is to be found. To be evaluated, a record asks its first question alone.
+target nor to be ignored is background. What is to be ignored is void: background to learn from, and no part of a score. A
+target may be empty: then nothing is to be found. To be evaluated, a record asks its first question alone.
 """
 
 import functools
@@ -21,7 +21,6 @@ from stages.phrases import REASON, REASON_WHAT
 from stages.sources.config import SourceFile
 from stages.sources.draft import Draft, Statement, Unusable, split_of, unmarked
 
-IGNORED = "ignored"
 _DEPRECATED = "flag"  # a label without a meaning
 _BACKGROUND, _WANTED, _IGNORED = 0, 1, 2
 _FAR = 100  # sides of a picture
@@ -81,8 +80,7 @@ def _add_question(drawn: dict[str, tuple[Rle, Rle]], draft: Draft, file: SourceF
         drawn[name] = Rle.of(painted_HW == _WANTED), Rle.of(painted_HW == _IGNORED)
     wanted, ignored = drawn[name]
     target = draft.tag(0, wanted, file.label)
-    if ignored.area and all(each.rle != ignored for each in draft.objects):
-        draft.add_crowd(IGNORED, ignored, file.label)
+    draft.void(target.segment_id, ignored)
     draft.references.append(Reference(statement["form"].format(text), target.name, [target], split, source))
 
 

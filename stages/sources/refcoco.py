@@ -3,6 +3,9 @@
 The text is the cleaned `sent`, as in the published evaluation, or `raw` where there is none. gRefCOCO's annotation ids are
 lists; -1 or `no_target` say that the phrase names nothing. Read as short captions, the phrases are said of the one object that
 each names.
+
+As in the release (`compat = "paper"`), phrases to learn from are `raw` in lower case. Of short captions its rules say nothing:
+they stay `sent`.
 """
 
 from typing import Any
@@ -21,9 +24,13 @@ def flatten_reference(record: Any) -> list[Statement]:
     if not record["sentences"]:
         return [{"what": what, "fault": ("text", "it has no sentences")}]
     return [
-        {"what": f"{what} sentence {said.get('sent_id')}", "text": said.get("sent") or said.get("raw"), **named}
+        {"what": f"{what} sentence {said.get('sent_id')}", **_texts(said.get("sent"), said.get("raw")), **named}
         for said in record["sentences"]
     ]
+
+
+def _texts(sent: Any, raw: Any) -> Statement:
+    return {"text": sent or raw, "raw": raw or sent}
 
 
 def _targets(record: Any) -> list[Any]:
@@ -38,7 +45,9 @@ def _targets(record: Any) -> list[Any]:
 def add_expression(draft: Draft, file: SourceFile, statement: Statement) -> None:
     split, source = split_of(file, statement["split"])
     targets = [draft.known(number, "instances", "panoptic") for number in statement["targets"]]
-    draft.expressions.append(Expression(wording(statement["text"]), targets, split, source))
+    is_raw = file.compat == "paper" and split == "train"
+    text = wording(statement["raw"]).lower() if is_raw else wording(statement["text"])
+    draft.expressions.append(Expression(text, targets, split, source))
 
 
 def add_short_caption(draft: Draft, file: SourceFile, statement: Statement) -> None:

@@ -43,7 +43,7 @@ class Stored(NamedTuple):
         if len(row) != size:
             raise DataError(f"a row of {len(row)} bytes where {spec.codec} takes {size}", f"features of {spec.teacher}")
         memory = bytearray(row) if isinstance(row, bytes) else row
-        return cls(grid, **{part.name: part.of(memory) for part in parts})
+        return cls(grid, *[part and part.of(memory) for part in parts])
 
     def to(self, device: torch.device | str) -> "Stored":
         return Stored(self.grid, *(part if part is None else part.to(device, non_blocking=True) for part in self[1:]))
@@ -55,13 +55,12 @@ class Stored(NamedTuple):
 
 
 _BFLOAT16 = np.dtype("<u2")  # its bits, for numpy has none
-_FIELDS = {"values": "values", "scale": "scale_K", "places": "places_n"}
+_ARRAYS = ("values", "scale", "places")  # a codec's, in the order of the fields of `Stored`
 
 
 class _Part(NamedTuple):
-    """One array of a row: the field of `Stored` that it is, and where in the row it lies."""
+    """One array of a row, and where in the row it lies."""
 
-    name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     offset: int
@@ -79,13 +78,13 @@ class _Part(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _layout(codec: str, channels: int, grid: tuple[int, int]) -> tuple[int, list[_Part]]:
-    """The bytes of a row, and its arrays. Kept, for to work it out takes a tenth of the time of reading a row."""
-    parts, at = [], 0
+def _layout(codec: str, channels: int, grid: tuple[int, int]) -> tuple[int, list[_Part | None]]:
+    """The bytes of a row, and which of `_ARRAYS` it has. Kept: to work it out takes a tenth of the time of reading a row."""
+    parts, at = {}, 0
     for name, (dtype, shape) in codecs.codec_of(codec).layout(channels, *grid).items():
-        parts.append(_Part(_FIELDS[name], np.dtype(dtype), shape, at))
-        at = parts[-1].end
-    return at, parts
+        parts[name] = _Part(np.dtype(dtype), shape, at)
+        at = parts[name].end
+    return at, [parts.get(name) for name in _ARRAYS]
 
 
 def _unsqueezed(spec: FeatureSpec, row: np.ndarray | bytes, size: int) -> bytes:

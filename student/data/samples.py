@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from schemas.dialogue import SEG, Sample
+from schemas.regions import VOID, valued
 from student.config import StudentConfig
 from student.data.features import Stored
 from student.sequence import Example, encode
@@ -25,10 +26,18 @@ def encode_sample(
         turns=[(turn.question, turn.answer) for turn in sample.turns],
         image=image_HWC,
         prompts=[(slot.index, slot.rle.mask()) for slot in sample.prompts],
-        masks=[rle.mask() for rle in sample.masks],
+        masks=_targets(sample, config),
         features=features,
         sample_id=sample.sample_id,
     )
+
+
+def _targets(sample: Sample, config: StudentConfig) -> list[np.ndarray]:
+    """HW bool. In the release uint8: where parts of a target lie over one another, it is as many as they are."""
+    if config.compat == "correct":
+        return [rle.mask() for rle in sample.masks]
+    piled = [layer for layer in sample.layers if layer.value != VOID]
+    return [valued(rle, [layer for layer in piled if layer.of == number]) for number, rle in enumerate(sample.masks)]
 
 
 def encode_nothing(vocabulary: Vocabulary, config: StudentConfig) -> Example:

@@ -3,8 +3,9 @@ numbers and its marks in shapes that follow from (seed, epoch, showing within th
 differs, and every resume and every number of workers agrees.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from schemas.chance import generator
 from schemas.dialogue import IN_ORDER, SEG, PromptSlot, Sample, Turn, renumbered
 from schemas.marks import Pen
 from schemas.regions import Rle
+
+DRAWN = 5  # references of a dialogue of the release
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,12 @@ class Visit:
 
 def shown(sample: Sample, visit: Visit, pen: Pen, prompts: int) -> Sample:
     """The sample as the visit shows it. prompts: how many `<PromptK>` the student has to number them by."""
+    sample = _as_released(sample, visit) if sample.references else sample
     rng = visit.draws(sample.sample_id)
     marks = [_drawn(slot, visit.draws(sample.sample_id, slot.index), pen) for slot in sample.prompts]
     order, numbers = rng.permutation(len(sample.turns)), rng.permutation(prompts)
     marked = replace(sample, prompts=marks)
-    return _renumbered(marked if sample.task in IN_ORDER else _reordered(marked, order), numbers)
+    return _renumbered(marked if sample.task in IN_ORDER else _reordered(marked, order.tolist()), numbers)
 
 
 def _drawn(slot: PromptSlot, rng: np.random.Generator, pen: Pen) -> PromptSlot:
@@ -45,12 +49,25 @@ def _drawn(slot: PromptSlot, rng: np.random.Generator, pen: Pen) -> PromptSlot:
     return replace(slot, rle=Rle.of(marked_HW), kinds=[])
 
 
-def _reordered(sample: Sample, order: np.ndarray) -> Sample:
-    """The sample's turns in another order, and its masks in that of their `[SEG]`; masks without one stay at the end."""
+def _reordered(sample: Sample, order: Sequence[int]) -> Sample:
+    """The sample's turns in another order, and its masks in that of their `[SEG]`; masks without one stay at the end. A turn
+    that is left out takes its masks with it, one that comes twice brings them twice."""
     ends = list(accumulate((turn.answer.count(SEG) for turn in sample.turns), initial=0))
-    masks = [sample.masks[start:end] for start, end in pairwise(ends)]
-    chosen = [mask for number in order for mask in masks[number]]
-    return replace(sample, turns=[sample.turns[i] for i in order], masks=chosen + sample.masks[ends[-1] :])
+    every = range(len(sample.masks))
+    chosen = [mask for number in order for mask in every[ends[number] : ends[number + 1]]] + list(every[ends[-1] :])
+    masks = [sample.masks[mask] for mask in chosen]
+    layers = [replace(layer, of=place) for place, mask in enumerate(chosen) for layer in sample.layers if layer.of == mask]
+    return replace(sample, turns=[sample.turns[number] for number in order], masks=masks, layers=layers)
+
+
+def _as_released(sample: Sample, visit: Visit) -> Sample:
+    """Of each reference one sentence, which depends on the showing and not on the epoch, as the release chooses them when it
+    loads each of its copies; and of these `DRAWN`, some of them twice."""
+    choose = generator(visit.seed, visit.showing, sample.sample_id, "sentences")
+    numbers = np.array(sample.references)
+    sentences = [int(choose.choice(np.flatnonzero(numbers == number))) for number in np.unique(numbers)]
+    drawn = visit.draws(sample.sample_id, "references").choice(sentences, DRAWN)
+    return replace(_reordered(sample, drawn.tolist()), references=[])
 
 
 def _renumbered(sample: Sample, order: np.ndarray) -> Sample:

@@ -56,7 +56,7 @@ def segmentation_scores(overlaps: Iterable[Overlap]) -> dict[str, float]:
     return scores
 
 
-def paper_segmentation_scores(overlaps: Iterable[Overlap]) -> dict[str, float]:
+def paper_reference_scores(overlaps: Iterable[Overlap]) -> dict[str, float]:
     """ciou_paper and giou_paper, as the authors score segmentation by reference: what got no mask is left out of cIoU and is a
     zero in gIoU, where each IoU is divided by the number of targets, though only the first is looked at."""
     items = list(overlaps)

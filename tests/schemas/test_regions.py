@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from schemas.errors import DataError
-from schemas.regions import Rle, box_mask
+from schemas.regions import VOID, Layer, Rle, box_mask, piled, valued
 
 
 def test_round_trip_area_and_box(rng):
@@ -21,6 +21,25 @@ def test_polygons_of_one_object_are_joined_not_summed():
     left, right = [1, 1, 6, 1, 6, 6, 1, 6], [4, 1, 9, 1, 9, 6, 4, 6]
     both = Rle.from_coco([left, right], 10, 10).mask()
     assert np.array_equal(both, Rle.from_coco([left], 10, 10).mask() | Rle.from_coco([right], 10, 10).mask())
+
+
+def test_where_parts_lie_over_one_another_it_is_said_how_many():
+    boxes = [[0, 0, 6, 0, 6, 10, 0, 10], [4, 0, 9, 0, 9, 10, 4, 10], [5, 0, 10, 0, 10, 4, 5, 4]]
+    parts = Rle.parts(boxes, 10, 10)
+    counts_HW = sum(Rle.from_coco([box], 10, 10).mask().astype(int) for box in boxes)
+    layers = piled(7, parts)
+    assert [(layer.of, layer.value) for layer in layers] == [(7, 2), (7, 3)]
+    assert np.array_equal(valued(Rle.from_coco(boxes, 10, 10), layers), counts_HW)
+    assert max(layer.value for layer in piled(7, parts[:1] * 300)) < VOID
+    assert piled(7, parts[:1]) == piled(7, Rle.parts([boxes[0], [8, 8, 9, 8, 9, 9]], 10, 10)) == []
+
+
+def test_what_is_void_is_told_from_what_is_in_and_out():
+    inside, void = np.zeros((2, 4, 4), bool)
+    inside[:, :2], void[0, 1:3] = True, True
+    values_HW = valued(Rle.of(inside & ~void), [Layer(0, VOID, Rle.of(void))])
+    assert np.array_equal(values_HW == VOID, void)
+    assert np.array_equal(values_HW == 1, inside & ~void)
 
 
 def test_a_polygon_is_clipped_to_its_image():

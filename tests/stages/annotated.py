@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from schemas.config import parse
+from schemas.config import Compat, parse
 from schemas.regions import Rle
 from stages.sources.config import CocoSource
 from stages.sources.draft import Draft
@@ -63,9 +63,9 @@ class Files:
     def source(self) -> CocoSource:
         return parse(CocoSource, {"images": [str(self.folder)], **self.fields}, "test")
 
-    def draft(self) -> Draft:
+    def draft(self, compat: Compat = "correct") -> Draft:
         draft = Draft(WIDTH, HEIGHT)
-        for file in self.source().files():
+        for file in self.source().files(compat):
             for page in pages(file):
                 assert page.address in {("name", NAME), ("id", "5")}
                 place(draft, file, page)

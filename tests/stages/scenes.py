@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from schemas.annotations import Caption
+from schemas.annotations import STATEMENTS, Caption
 from schemas.artifact import Artifact
 from schemas.pictures import image_key
 from schemas.regions import Rle, Segment
@@ -30,7 +30,7 @@ def scenes(train: int, evaluation: int, side: int = 64) -> Iterator[tuple[Row, R
         ]
         size = {"image_key": key, "width": side, "height": side}
         split = "train" if number < train else "evaluation"
-        said = {"expressions": [], "captions": [Caption(1, "It is there.", split, "scene")], "choices": [], "references": []}
+        said = {column: [] for column in (*STATEMENTS, "layers")} | {"captions": [Caption(1, "It is there.", split, "scene")]}
         image = size | {"format": "PNG", "bytes": data, "sha256": "", "aliases": [f"{number}.png"]}
         yield image, size | said | {"objects": objects, "faults": []}
 

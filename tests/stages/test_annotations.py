@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from schemas.artifact import Artifact
-from schemas.config import parse
+from schemas.config import Compat, parse
 from schemas.errors import DataError
 from schemas.storage import Folder
 from stages.annotations import AnnotationsStage
@@ -68,10 +68,12 @@ class Dataset:
         source = parse(CocoSource, self.fields, "test")
         return run(PoolStage(images=source.images), str(self.root / "ws" / "images"), {})[0]
 
-    def annotations(self, name: str = "annotations", **resources: Any) -> tuple[dict[str, dict[str, Any]], Outcome]:
+    def annotations(
+        self, name: str = "annotations", compat: Compat = "correct", **resources: Any
+    ) -> tuple[dict[str, dict[str, Any]], Outcome]:
         """alias -> row, and what the stage said."""
         pool = self.pool()
-        stage = AnnotationsStage(coco=parse(CocoSource, self.fields, "test"))
+        stage = AnnotationsStage(coco=parse(CocoSource, self.fields, "test"), compat=compat)
         output, outcome = run(stage, str(self.root / "ws" / name), {"images": pool}, Resources(max_error_rate=1.0, **resources))
         rows = {}
         for number in range(SHARDS):
@@ -111,6 +113,17 @@ def test_every_picture_has_a_row_and_statements_find_theirs(data: Dataset):
     assert card["sources"] == {"refs/train": 1, "refs/val": 1}
     assert card["faults"] == card["without_picture"] == {}
     assert outcome.failures == []
+
+
+@pytest.mark.parametrize(("compat", "said"), [("correct", "the cat"), ("paper", "the cat!")])
+def test_files_are_read_as_the_stage_says(data: Dataset, compat: Compat, said: str):
+    data.picture("a.png")
+    data.list("a.png")
+    data.annotate()
+    named = reference(0, 100, "the cat", "train")
+    named["sentences"][0]["raw"] = "The cat!"
+    data.write("refs", "refs.p", [named])
+    assert [each["text"] for each in data.annotations(compat=compat)[0]["a.png"]["expressions"]] == [said]
 
 
 HALF_A_PAIR = "\ud800"  # JSON can say it, UTF-8 cannot
@@ -169,7 +182,7 @@ def test_conversations_find_their_picture_and_text_alone_is_counted(data: Datase
     assert rows["a.png"]["conversations"] == [
         {"turns": turns, "pointed": [], "segmented": [], "split": "train", "source": "llava"}
     ]
-    assert rows["b.png"]["conversations"] is None
+    assert rows["b.png"]["conversations"] == []
     assert outcome.summary["conversations"] == {"train": 1}
     assert outcome.summary["pictures"] == {"neither": 1, "train": 1}
     assert outcome.summary["without_picture"] == {"llava": 3}

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from schemas.annotations import Reference, Tag
 from schemas.errors import ConfigError, DataError
-from schemas.regions import Rle
+from schemas.regions import VOID
 from stages import phrases
 from stages.sources.config import CocoSource
 from stages.sources.draft import Draft
@@ -57,18 +57,18 @@ def test_a_target_and_what_is_to_be_ignored_are_kept_apart(files: Files):
     (asked,) = draft.references
     question = phrases.REASON_WHAT.format("the eager one")
     assert asked == Reference(question, "<object0>", [Tag("<object0>", 1)], "train", "reason0")
-    target, ignored = draft.objects
+    (target,), (void,) = draft.objects, draft.layers
     assert (target.segment_id, target.is_crowd, target.rle.area) == (1, False, 20 * 30 - 25)
-    assert (ignored.category, ignored.is_crowd, ignored.rle.area) == ("ignored", True, 25)
-    assert not (target.rle.mask() & ignored.rle.mask()).any()
+    assert (void.of, void.value, void.rle.area) == (1, VOID, 25)
+    assert not (target.rle.mask() & void.rle.mask()).any()
 
 
 def test_a_smaller_outline_stands_on_a_larger_and_of_two_alike_the_first(files: Files):
     inside = asking(("ignore", box(0, 0, 39, 29)), ("target", box(2, 2, 4, 3)))
     alike = asking(("target", box(0, 0, 3, 3)), ("ignore", box(2, 0, 5, 3)))
     draft = reasoning(files, inside, alike)
-    areas = [(each.is_crowd, each.rle.area) for each in draft.objects]
-    assert areas == [(False, 3 * 2), (True, 40 * 30 - 6), (False, 16), (True, 8)]
+    assert [(each.segment_id, each.rle.area) for each in draft.objects] == [(1, 3 * 2), (2, 16)]
+    assert [(each.of, each.rle.area) for each in draft.layers] == [(1, 40 * 30 - 6), (2, 8)]
 
 
 def test_sentences_are_asked_as_they_are_and_evaluation_asks_the_first(files: Files):
@@ -86,15 +86,15 @@ def test_a_target_may_be_empty_and_what_is_outside_is_not_drawn(files: Files):
     record = asking(("target", box(50, 0, 60, 5)), ("ignore", box(0, -9, 9, -1)), ("target", box(-5, 25, 1, 99)))
     draft = reasoning(files, asking(("ignore", box(0, 0, 9, 9))), record)
     assert not draft.faults
-    assert [each.tags for each in draft.references] == [[Tag("<object0>", 1)], [Tag("<object0>", 3)]]
-    assert [each.rle.area for each in draft.objects] == [0, 100, 2 * 5]
+    assert [each.tags for each in draft.references] == [[Tag("<object0>", 1)], [Tag("<object0>", 2)]]
+    assert [each.rle.area for each in draft.objects] == [0, 2 * 5]
+    assert [(each.of, each.rle.area) for each in draft.layers] == [(1, 100)]
 
 
-def test_equal_masks_of_ignored_regions_are_kept_once(files: Files):
+def test_what_two_records_ignore_alike_is_kept_once(files: Files):
     ignored = ("ignore", box(5, 5, 9, 9))
     draft = reasoning(files, asking(TARGET, ignored), asking(TARGET, ignored))
-    assert [each.is_crowd for each in draft.objects] == [False, True]
-    assert draft.objects[1].rle == Rle.of(draft.objects[1].rle.mask())
+    assert (len(draft.objects), len(draft.layers)) == (1, 1)
 
 
 def test_a_file_of_another_encoding_is_read_as_its_authors_do(files: Files):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from schemas import tables
+from schemas.annotations import STATEMENTS
 from schemas.artifact import Artifact
 from schemas.dialogue import PromptSlot, Turn
 from schemas.errors import BrokenArtifact, DataError
@@ -72,7 +73,7 @@ def predictions(trained: bool) -> list[dict]:
 def row(name: str, task: str, question: str, expected: str, text: str, targets=(), masks=()) -> dict:
     key = KEYS[4 + len(name) % 2]
     said = {"question": question, "expected": expected, "text": text, "targets": list(targets), "masks": list(masks)}
-    return {"sample_id": name, "image_key": key, "task": task} | said
+    return {"sample_id": name, "image_key": key, "task": task, "layers": []} | said
 
 
 def samples() -> list[dict]:
@@ -82,7 +83,7 @@ def samples() -> list[dict]:
         turns, slots = [Turn(asked["question"], asked["expected"])], [PromptSlot(0, rle(*BOX))]
         dialogue = {"split": "evaluation", "turns": turns, "masks": asked["targets"], "prompts": slots, "source": ""}
         rows.append({name: asked[name] for name in ("sample_id", "image_key", "task")} | dialogue)
-    return rows
+    return [row | {"layers": [], "references": []} for row in rows]
 
 
 def history(steps: int = 60) -> str:
@@ -140,7 +141,7 @@ def build(root: Path, weights: str = "random") -> Workspace:
     pictures = [{"image_key": key, "bytes": picture(n), "aliases": [f"{n}.png"]} | size for n, key in enumerate(KEYS)]
     space.table("images", tables.IMAGES, pictures, ("source",))
     square = Segment(1, "square", True, False, 1.0, "ground_truth", rle(*BOX))
-    said = {"expressions": [], "captions": [], "choices": [], "references": []}
+    said = {column: [] for column in (*STATEMENTS, "layers")}
     sides = {"width": W, "height": H}
     notes = [{"image_key": key, "objects": [square], "faults": ["ref 9 names nothing known"]} | said | sides for key in KEYS]
     space.table("annotations", tables.ANNOTATIONS, notes, ("source", "images"))

@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from schemas.dialogue import Sample, Turn
 from schemas.errors import ConfigError, DataError
 from schemas.features import FeatureSpec
+from schemas.regions import VOID, Layer, Rle
 from student.config import LossConfig, OptimConfig, TeacherLoss
 from student.data.corpus import Corpus
 from student.data.features import Column, Stored
+from student.data.samples import encode_sample
 from student.losses import Distillation, choose_points, lm_loss, losses, mask_losses, point_losses, sample, share
 from student.model import PixelSail
 from student.sequence import IGNORED, collate, encode
@@ -210,6 +213,26 @@ def test_masks_of_a_sample_that_was_cut_teach_nothing(rng, generator):
     both = mask_losses(model(beside), beside, loss_config(), torch.Generator().manual_seed(5))[0]
     alone = mask_losses(model(collate([whole])), collate([whole]), loss_config(), torch.Generator().manual_seed(5))[0]
     assert float(both.detach()) == pytest.approx(float(alone.detach()), rel=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("compat", "sums"), [("correct", False), ("paper", True)])
+def test_the_release_sums_what_covers_a_pixel(rng, generator, compat, sums):
+    model, _ = setup(generator)
+    inside, twice = Rle.of(square(32, 48, 4, 4, 20)), Rle.of(square(32, 48, 8, 8, 12))
+    stored = Sample("a", "k", "train", "segmentation", [Turn("Where?", "[SEG].")], [inside])
+    shown = picture(rng, 32, 48)
+
+    def loss(layers: list[Layer], like: str = compat) -> float:
+        config = micro_config(compat=like)
+        batch = collate([encode_sample(micro_vocabulary(), config, replace(stored, layers=layers), shown)])
+        return float(mask_losses(model(batch), batch, loss_config(), torch.Generator().manual_seed(5))[0])
+
+    piled, void = [Layer(0, 2, twice)], [Layer(0, VOID, twice)]
+    gained = loss([]) - loss([Layer(0, 3, twice)])  # cross-entropy falls evenly with what a pixel is to become
+    assert loss([]) - loss(piled) == pytest.approx(gained / 2, rel=1e-3, abs=1e-6)
+    assert (gained != 0) is sums
+    assert loss(void) == loss([]) == loss([], "correct")
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from schemas.errors import MissingLibrary
 from student.metrics.caption import bleu, caption_scores, cider, meteor, paper_meteor, paper_words, rouge_l, words
 from student.metrics.choice import choice_scores, is_right, options, picked
 from student.metrics.perbench import overall
-from student.metrics.segmentation import overlap, paper_segmentation_scores, segmentation_scores
+from student.metrics.segmentation import overlap, paper_reference_scores, segmentation_scores
 from tests.sample import sample_of
 
 
@@ -50,10 +50,10 @@ def test_a_missing_mask_counts_as_empty():
 def test_the_authors_skip_a_missing_mask_and_divide_by_the_number_of_targets():
     missing, empty = overlap(None, mask("##. ...")), overlap(None, EMPTY)
     half, both = overlap(mask("#.. ..."), mask("##. ...")), overlap(mask("##. ..."), mask("##. ..."))
-    scores = paper_segmentation_scores([missing, empty, half, replace(both, targets=2)])
+    scores = paper_reference_scores([missing, empty, half, replace(both, targets=2)])
     assert scores["ciou_paper"] == pytest.approx(3 / 4)
     assert scores["giou_paper"] == pytest.approx((0 + 0 + 1 / 2 + 1 / 2) / 4, abs=1e-4)
-    assert paper_segmentation_scores([missing]) == {"ciou_paper": 0.0, "giou_paper": 0.0}
+    assert paper_reference_scores([missing]) == {"ciou_paper": 0.0, "giou_paper": 0.0}
 
 
 def test_ignored_pixels_are_in_neither_mask():
@@ -62,7 +62,7 @@ def test_ignored_pixels_are_in_neither_mask():
 
 
 def test_nothing_to_score_is_no_score():
-    assert segmentation_scores([]) == paper_segmentation_scores([]) == {}
+    assert segmentation_scores([]) == paper_reference_scores([]) == {}
     assert choice_scores([]) == {}
     assert caption_scores([], []) == {}
 

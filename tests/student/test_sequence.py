@@ -66,6 +66,13 @@ def test_the_smallest_prompt_wins_a_shared_patch(rng):
         assert example.prompt_index_L[1:7].tolist() == [2, 0, NO_PROMPT, 0, 0, NO_PROMPT]
 
 
+def test_the_release_encodes_the_space_around_a_question():
+    asked = lambda text, compat: encode(micro_vocabulary(), micro_config(compat=compat), turns=[(text, None)]).tokens_L  # noqa: E731
+    np.testing.assert_array_equal(asked(" Where?", "correct"), asked("Where?", "correct"))
+    np.testing.assert_array_equal(asked("Where?", "paper"), asked("Where?", "correct"))
+    assert len(asked(" Where?", "paper")) > len(asked("Where?", "paper"))
+
+
 def test_the_release_takes_prompts_as_they_come_when_it_is_asked(rng):
     large, small = square(32, 48, 0, 0, 30), square(32, 48, 0, 0, 5)
     settings = {"image": picture(rng, 32, 48), "prompts": [(2, small), (0, large)]}

@@ -149,8 +149,8 @@ def test_failed_rows_are_not_there(store, maps, basis):
         reader.read(0, 2)
 
 
-def test_a_store_may_have_more_shards_than_a_reader_keeps_open(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr(feature_rows, "OPEN_AT_ONCE", 8)
+def test_a_store_may_have_more_shards_than_a_reader_maps_at_once(tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(feature_rows, "MAPPED_AT_ONCE", 8)
     spec = FeatureSpec(teacher="t", layer="l", channels=2, grid=(2, 2))
     rows = [tables.feature_row(spec, KEYS[0], rng.standard_normal((2, 2, 2))) for _ in range(40)]
     table = tables.features(spec)
@@ -201,11 +201,14 @@ def test_a_cut_shard_and_a_lost_one_are_named(store, maps, basis):
 def test_a_shard_that_is_cut_while_it_is_read_is_an_error_also_of_rows_seen_before(tmp_path, maps, basis):
     store = Folder(str(tmp_path))
     reader = stored(store, spec_of("bf16"), maps, basis)
+    artifact = Artifact.sealed(store.child("features/t"))
     reader.read(1, 1)
-    name = Artifact.sealed(store.child("features/t")).shard_name(1)
-    os.truncate(store.child("features/t").path(name), 600)
-    with pytest.raises(BrokenArtifact, match="shard 1, row 1 .*: its file ends before it"):
+    os.truncate(artifact.folder.path(artifact.shard_name(1)), 600)
+    with pytest.raises(BrokenArtifact, match="row . .*: its file ends before it"):
         reader.read(1, 1)
+    os.truncate(artifact.folder.path(artifact.shard_name(0)), 0)
+    with pytest.raises(BrokenArtifact, match="row . .*: its file ends before it"):
+        reader.read(0, 0)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from schemas.dialogue import PromptSlot, Sample, Turn
 from schemas.marks import Pen
-from schemas.regions import Rle
+from schemas.regions import Layer, Rle
 from student.data.visits import Visit, shown
 
 PROMPTS = 6
@@ -47,6 +47,15 @@ def test_turns_come_in_another_order_with_their_masks():
         assert seen.masks == [sample.masks[n] for turn in seen.turns for n in belongs[turn.question]]
         orders.add(tuple(turn.question for turn in seen.turns))
     assert len(orders) > 6
+
+
+def test_layers_stay_with_their_masks():
+    sample = segmented()
+    layered = replace(sample, layers=[Layer(n, 2 + n, Rle.of(disk(30, 40))) for n in (1, 3)])
+    for epoch in range(6):
+        seen = visit_to(layered, epoch)
+        values = {layer.value: seen.masks[layer.of] for layer in seen.layers}
+        assert values == {3: sample.masks[1], 5: sample.masks[3]}
 
 
 def test_a_conversation_stays_in_its_order():
@@ -128,3 +137,29 @@ def test_what_has_no_kinds_is_shown_as_it_is_and_an_empty_region_too():
     nothing = PromptSlot(0, Rle.of(np.zeros((60, 80), bool)), ["point"])
     sample = replace(told(()), prompts=[*told(()).prompts[1:], nothing])
     assert [slot.rle for slot in visit_to(sample).prompts] == [slot.rle for slot in sample.prompts]
+
+
+def drawn(visit: Visit) -> list[str]:
+    """The questions of a dialogue with 2 sentences of reference 0, 3 of reference 1 and 1 of reference 2, at a visit."""
+    references = [0, 0, 1, 1, 1, 2]
+    turns = [Turn(f"{number} {k}", f"{k} is [SEG].") for k, number in enumerate(references)]
+    masks = [Rle.of(disk(30, 10 * (k + 1))) for k in range(len(turns))]
+    sample = Sample("k-segmentation-0", "k", "train", "segmentation", turns, masks, references=references)
+    seen = shown(sample, visit, Pen(), PROMPTS)
+    assert [int(turn.question[-1]) for turn in seen.turns] == [masks.index(mask) for mask in seen.masks]
+    return [turn.question for turn in seen.turns]
+
+
+def test_the_release_draws_five_references_and_one_twice_at_times():
+    visits = [drawn(Visit(3, epoch=epoch)) for epoch in range(20)]
+    assert {len(asked) for asked in visits} == {5}
+    assert len({tuple(asked) for asked in visits}) > 10
+    assert {question[0] for asked in visits for question in asked} == {"0", "1", "2"}
+    assert max(asked.count(question) for asked in visits for question in asked) > 2, "there are three references only"
+
+
+def test_of_a_reference_the_release_knows_one_sentence_in_each_of_its_copies():
+    said = {showing: {q for epoch in range(20) for q in drawn(Visit(3, 0, epoch, showing))} for showing in range(6)}
+    assert all(len(questions) == 3 for questions in said.values())
+    assert len({frozenset(questions) for questions in said.values()}) > 1
+    assert drawn(Visit(3, 1, 2, 3)) == drawn(Visit(3, 1, 2, 3))

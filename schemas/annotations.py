@@ -2,19 +2,23 @@
 the same image; `split` says whether a statement may be trained on or is held out for evaluation."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from schemas.dialogue import Split, Turn
+from schemas.regions import Level
 
 
 @dataclass(frozen=True)
 class Expression:
-    """A phrase that names the segments `segment_ids` together; none means that it names nothing in the image."""
+    """A phrase that names the segments `segment_ids` together; none means that it names nothing in the image. It has the levels
+    that the release gives its target. `reference` is the number of the reference that it is a sentence of, where it has one."""
 
     text: str
     segment_ids: list[int]
     split: Split
     source: str
+    levels: list[Level] = field(default_factory=list)
+    reference: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Tag:
-    """A mark in the text of a `Reference`, such as `<object1>`, and the segment it stands for."""
+    """A mark in the text of a `Reference`, such as `<object1>`, and the segment it stands for, with its levels."""
 
     name: str
     segment_id: int
+    levels: list[Level] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from schemas.regions import Layer, PromptKind, Rle
+from schemas.regions import Level, PromptKind, Rle
 
 Task = Literal["segmentation", "caption", "choice", "reference", "conversation"]
 Split = Literal["train", "evaluation"]
@@ -50,8 +50,8 @@ class Sample:
     answers, over all turns, stands for `masks[n]`. `source` is the data set that it is from, empty where it may be from
     several.
 
-    `layers` are of masks, by their number. Where there are `references`, they say of each turn which reference it is a sentence
-    of, and a visit shows some of them as the release does (student/data/visits.py)."""
+    `levels` are those of each mask, or empty where no mask has any. Where there are `references`, they say of each turn which
+    reference it is a sentence of, and a visit shows some of them as the release does (student/data/visits.py)."""
 
     sample_id: str
     image_key: str
@@ -61,5 +61,5 @@ class Sample:
     masks: list[Rle] = field(default_factory=list)
     prompts: list[PromptSlot] = field(default_factory=list)
     source: str = ""
-    layers: list[Layer] = field(default_factory=list)
+    levels: list[list[Level]] = field(default_factory=list)
     references: list[int] = field(default_factory=list)

@@ -123,30 +123,28 @@ def _check_counts(text: str, pixels: int) -> None:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """Pixels of region number `of` to which more is to be said than that they are in or out: the `value` of its parts that lie
-    there over one another, or `VOID`."""
+class Level:
+    """The pixels of a target that are worth `value`, and not 0 or 1: so many of its parts cover them, or they are `VOID`."""
 
-    of: int
     value: int
     rle: Rle
 
 
-def piled(of: int, parts: Sequence[Rle]) -> list[Layer]:
-    """The layers of a region in whose parts some pixels lie twice or more; most often there are none."""
+def overlaps(parts: Sequence[Rle]) -> list[Level]:
+    """Where two parts of a target and more cover the same pixels. Most often that is nowhere."""
     if len(parts) < 2 or sum(part.area for part in parts) == Rle.union(parts, parts[0].height, parts[0].width).area:
         return []
     counts_HW = np.zeros((parts[0].height, parts[0].width), np.uint8)
     for part in parts:
         counts_HW += part.mask() & (counts_HW < VOID - 1)
-    return [Layer(of, value, Rle.of(counts_HW == value)) for value in np.unique(counts_HW).tolist() if value > 1]
+    return [Level(value, Rle.of(counts_HW == value)) for value in np.unique(counts_HW).tolist() if value > 1]
 
 
-def valued(rle: Rle, layers: Sequence[Layer]) -> np.ndarray:
-    """uint8 HW: 1 where `rle` is, 0 beside it, and what its layers say."""
+def valued(rle: Rle, levels: Sequence[Level]) -> np.ndarray:
+    """uint8 HW: what each pixel of a target is worth: 1 where `rle` is, 0 beside it, and otherwise what its levels say."""
     values_HW = rle.mask().astype(np.uint8)
-    for layer in layers:
-        values_HW[layer.rle.mask()] = layer.value
+    for level in levels:
+        values_HW[level.rle.mask()] = level.value
     return values_HW
 
 

@@ -20,7 +20,7 @@ from schemas.annotations import Caption, Choice, Conversation, Expression, Refer
 from schemas.codecs import Basis
 from schemas.dialogue import PromptSlot, Split, Task, Turn
 from schemas.features import FeatureSpec
-from schemas.regions import Layer, PromptKind, Rle, Segment, VisualPrompt
+from schemas.regions import Level, PromptKind, Rle, Segment, VisualPrompt
 
 _LEFT_OUT = b"left_out"
 _SCALARS: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
@@ -83,13 +83,14 @@ def plain(value: Any) -> Any:
 
 
 def revive(cls: Any, value: Any) -> Any:
-    """The dataclass `cls` (or list of them) back from what `plain` made of it."""
+    """The dataclass `cls` (or list of them) back from what `plain` made of it; a field that is null or not there, for it came
+    later, has its default."""
     if value is None:
         return None
     if get_origin(cls) in (list, Sequence):
         return [revive(get_args(cls)[0], item) for item in value]
     if isinstance(cls, type) and dataclasses.is_dataclass(cls):
-        return cls(**{name: revive(hint, value[name]) for name, hint in _fields(cls)})
+        return cls(**{name: revive(hint, value[name]) for name, hint in _fields(cls) if value.get(name) is not None})
     return value
 
 
@@ -131,7 +132,7 @@ IMAGES = Table(
 )
 ANNOTATIONS = Table(
     "annotations",
-    3,
+    2,
     pa.schema(
         [
             _KEY,
@@ -142,15 +143,14 @@ ANNOTATIONS = Table(
             _field("captions", list[Caption]),
             _field("choices", list[Choice]),
             _field("references", list[Reference]),
-            _field("conversations", list[Conversation]),
-            _field("layers", list[Layer]),
+            _nullable("conversations", arrow_type(list[Conversation])),
             _field("faults", list[str]),
             _ERROR,
         ]
     ),
     "parquet",
     "One row a picture: its upright size and what the datasets say about it. `faults` names each statement that could not be "
-    "used. `layers` are of objects.",
+    "used. `conversations` came later than the rest: null, or no column at all, says that there are none.",
 )
 SEGMENTS = Table(
     "segments",
@@ -168,7 +168,7 @@ PROMPTS = Table(
 )
 SAMPLES = Table(
     "samples",
-    3,
+    2,
     pa.schema(
         [
             _field("sample_id", str),
@@ -179,17 +179,17 @@ SAMPLES = Table(
             _field("masks", list[Rle]),
             _field("prompts", list[PromptSlot]),
             _field("source", str),
-            _field("layers", list[Layer]),
-            _field("references", list[int]),
+            _nullable("levels", arrow_type(list[list[Level]])),
+            _nullable("references", arrow_type(list[int])),
         ]
     ),
     "parquet",
-    "One row a dialogue, as text; shard k holds the dialogues of the pictures of shard k, in their order. `layers` are "
-    "of masks.",
+    "One row a dialogue, as text; shard k holds the dialogues of the pictures of shard k, in their order. `levels` "
+    "and `references` came later than the rest.",
 )
 PREDICTIONS = Table(
     "predictions",
-    2,
+    1,
     pa.schema(
         [
             _field("sample_id", str),
@@ -200,12 +200,12 @@ PREDICTIONS = Table(
             _field("text", str),
             _field("targets", list[Rle]),
             _field("masks", list[Rle]),
-            _field("layers", list[Layer]),
+            _nullable("levels", arrow_type(list[list[Level]])),
         ]
     ),
     "parquet",
-    "One row an evaluated dialogue: what was asked, what was expected, what the student wrote and segmented. `layers` are of "
-    "targets.",
+    "One row an evaluated dialogue: what was asked, what was expected, what the student wrote and segmented. `levels`, "
+    "which are those of the targets, came later than the rest.",
 )
 
 
@@ -238,7 +238,7 @@ def feature_row(spec: FeatureSpec, key: str, map_Chw: np.ndarray, basis: Basis |
 
 
 ALL = (IMAGES, ANNOTATIONS, SEGMENTS, PROMPTS, SAMPLES, PREDICTIONS)
-STRUCTS = (Rle, Layer, Segment, VisualPrompt, Expression, Caption, Choice, Tag, Reference, Conversation, Turn, PromptSlot)
+STRUCTS = (Rle, Level, Segment, VisualPrompt, Expression, Caption, Choice, Tag, Reference, Conversation, Turn, PromptSlot)
 WORDS = {"split": Split, "task": Task, "kind": PromptKind}
 
 

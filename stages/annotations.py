@@ -165,8 +165,7 @@ def _row(picture: dict[str, Any], said: list[Page], files: list[SourceFile]) -> 
         "captions": draft.captions,
         "choices": draft.choices,
         "references": draft.references,
-        "conversations": draft.conversations,
-        "layers": draft.layers,
+        "conversations": draft.conversations or None,
         "faults": draft.faults,
         "error": picture["error"],
     }

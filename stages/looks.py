@@ -34,9 +34,10 @@ class Look:
     def _asked(self, number: int) -> tuple[Sample, np.ndarray, Any] | None:
         """A sample, its picture, and both as a question; None where it is too long."""
         from student.data.samples import encode_question
+        from student.data.visits import Visit, drawn
         from student.sequence import TooLong
 
-        sample, picture = self.corpus.sample(number), self.corpus.picture(number)
+        sample, picture = drawn(self.corpus.sample(number), Visit(number)), self.corpus.picture(number)
         try:
             example = encode_question(self.corpus.vocabulary, self.corpus.config, sample, picture)
         except TooLong:

@@ -83,6 +83,6 @@ def _row(sample: Sample, answer: Any) -> dict[str, Any]:
         "expected": turn.answer,
         "text": answer.text,
         "targets": sample.masks,
-        "layers": sample.layers,
+        "levels": sample.levels,
         "masks": [Rle.of(mask) for mask in answer.masks(height, width)] if sample.masks else [],
     }

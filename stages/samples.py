@@ -19,7 +19,7 @@ from schemas.annotations import STATEMENTS, Caption, Conversation, Expression, R
 from schemas.chance import generator
 from schemas.config import Compat, later
 from schemas.dialogue import IN_ORDER, Sample, Split, Task
-from schemas.regions import Layer, PromptKind, Segment, VisualPrompt
+from schemas.regions import PromptKind, Segment, VisualPrompt
 from schemas.tables import SAMPLES, Table, plain, revive, without
 from stages.base import Inputs, MapStage, Resources, ShardFunction, Tables
 from stages.turns import Dialogue, Form, Manner, Regions, may_be_denied, prompts_needed
@@ -69,7 +69,7 @@ class SamplesStage(MapStage):
     def _of_image(self, annotation: dict[str, Any], prompts: dict[str, Any], left_out: Counter[str]) -> Iterator[Sample]:
         writer = _Writer(self, annotation, revive(list[VisualPrompt], prompts["prompts"]))
         failed = annotation["error"] or prompts["error"]
-        splits = {statement["split"] for column in STATEMENTS for statement in annotation[column]}
+        splits = {statement["split"] for column in STATEMENTS for statement in annotation.get(column) or []}
         split: Split = "evaluation" if "evaluation" in splits else "train"
         for task in self.tasks:
             said = writer.statements(task)
@@ -79,7 +79,7 @@ class SamplesStage(MapStage):
             left_out[f"{task}: over evaluation_limit"] += self._over_limit(split, len(asked))
             yield from writer.dialogues(task, split, asked)
         for task in _COLUMNS.keys() - set(self.tasks):
-            left_out[f"{task}: not among samples.tasks"] += len(annotation[_COLUMNS[task]])
+            left_out[f"{task}: not among samples.tasks"] += len(annotation.get(_COLUMNS[task]) or [])
 
     def _over_limit(self, split: Split, count: int) -> int:
         return max(count - self.evaluation_limit, 0) if split == "evaluation" and self.evaluation_limit else 0
@@ -101,13 +101,13 @@ class _Writer:
     def __init__(self, stage: SamplesStage, annotation: dict[str, Any], prompts: list[VisualPrompt]):
         self.stage, self.annotation, self.key = stage, annotation, annotation["image_key"]
         self.manner = Manner(stage.prompts, stage.phrasings, stage.prompt_kinds, stage.negative_rate, stage.forms, stage.compat)
-        segments, layers = revive(list[Segment], annotation["objects"]), revive(list[Layer], annotation["layers"])
-        self.regions = Regions(annotation["height"], annotation["width"], segments, layers, prompts)
+        segments = revive(list[Segment], annotation["objects"])
+        self.regions = Regions(annotation["height"], annotation["width"], segments, prompts)
 
     def statements(self, task: Task) -> list[Any]:
         """What the picture's annotations say for this task."""
         column = _COLUMNS[task]
-        return revive(list[STATEMENTS[column]], self.annotation[column])  # type: ignore[misc]
+        return revive(list[STATEMENTS[column]], self.annotation.get(column) or [])  # type: ignore[misc]
 
     def why_not(self, statement: Any, split: Split) -> str:
         """Why the statement becomes no dialogue; empty where it does."""
@@ -196,15 +196,15 @@ class _Writer:
         source = _source(group[0]) if split == "evaluation" or self.stage.by_source else ""
         draws = self.stage.compat == "paper" and split == "train" and self._is_drawn(group[0])
         references = _references(group) if draws else []
-        return Sample(sample_id, self.key, split, task, said.turns, said.masks, said.slots, source, said.layers, references)
+        levels = said.levels if any(said.levels) else []
+        return Sample(sample_id, self.key, split, task, said.turns, said.masks, said.slots, source, levels, references)
 
 
 def _references(expressions: Sequence[Expression]) -> list[int]:
-    """Of each the number of its reference. Annotations do not say it: what names the same objects counts as one, and what names
-    nothing as one of its own."""
+    """Of each the number of its reference among these; where it has none, it counts as a reference of its own."""
     known: dict[Any, int] = {}
-    objects = (tuple(said.segment_ids) or (place, "nothing") for place, said in enumerate(expressions))
-    return [known.setdefault(named, len(known)) for named in objects]
+    named = ((said.reference, None if said.reference is not None else place) for place, said in enumerate(expressions))
+    return [known.setdefault(each, len(known)) for each in named]
 
 
 def _source(statement: Any) -> str:

@@ -1,8 +1,8 @@
 """A dialogue while it is written: its turns, the masks of its `[SEG]` and what its `<PromptK>` point at."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from schemas.annotations import Caption, Choice, Conversation, Expression, Reference, Tag
 from schemas.config import Compat
 from schemas.dialogue import SEG, PromptSlot, Split, Task, Turn, prompt_token
-from schemas.regions import VOID, Layer, PromptKind, Rle, Segment, VisualPrompt, piled
+from schemas.regions import Level, PromptKind, Rle, Segment, VisualPrompt
 from stages import phrases
 
 Form = Literal["short", "described", "semantic", "classified"]
@@ -39,12 +39,10 @@ class Manner:
 
 
 class Regions:
-    """The objects of a picture of `height` x `width`, with their layers, and the masks that point at them."""
+    """The objects of a picture of `height` x `width`, and the masks that point at them."""
 
-    def __init__(
-        self, height: int, width: int, segments: Sequence[Segment], layers: Sequence[Layer], prompts: Sequence[VisualPrompt]
-    ):
-        self.height, self.width, self.layers = height, width, layers
+    def __init__(self, height: int, width: int, segments: Sequence[Segment], prompts: Sequence[VisualPrompt]):
+        self.height, self.width = height, width
         self.segments = {segment.segment_id: segment.rle for segment in segments}
         self.pointed = {prompt.segment_id: prompt.rle for prompt in prompts if prompt.kind == "mask"}
         self.empty = {number for number, rle in self.segments.items() if not rle.area}
@@ -56,12 +54,6 @@ class Regions:
             mask_HW |= self.segments[number].mask()
         return Rle.of(mask_HW)
 
-    def layers_of(self, number: int) -> list[Layer]:
-        return [layer for layer in self.layers if layer.of == number]
-
-    def void_of(self, number: int) -> list[Layer]:
-        return [layer for layer in self.layers_of(number) if layer.value == VOID]
-
 
 class Dialogue:
     """A dialogue being written: its turns, target masks and prompt slots so far."""
@@ -70,7 +62,7 @@ class Dialogue:
         self.manner, self.regions, self.split, self.rng = manner, regions, split, rng
         self.turns: list[Turn] = []
         self.masks: list[Rle] = []
-        self.layers: list[Layer] = []
+        self.levels: list[list[Level]] = []
         self.slots: list[PromptSlot] = []
         self.tokens: dict[int, str] = {}
         self.kinds: list[PromptKind] = list(manner.prompt_kinds) if split == "train" else []
@@ -78,7 +70,7 @@ class Dialogue:
         self.has_denied = False
 
     @property
-    def is_asked_as_released(self) -> bool:
+    def has_release_spacing(self) -> bool:
         """Whether the spaces are those of the authors' evaluation scripts."""
         return self.split == "evaluation" and self.manner.compat == "paper"
 
@@ -92,7 +84,7 @@ class Dialogue:
                 token = self._prompt(statement.segment_id)
                 self._turn(self._pick(asked).format(token), f"{token}: {statement.text}")
             case Choice():
-                asks = phrases.CHOICE_OF_RELEASE if self.is_asked_as_released else phrases.CHOICE
+                asks = phrases.CHOICE_OF_RELEASE if self.has_release_spacing else phrases.CHOICE
                 self._turn(asks.format(self._prompt(statement.segment_id), statement.question), statement.answer)
             case Reference():
                 self._reference(statement)
@@ -107,20 +99,14 @@ class Dialogue:
             case form:
                 question = self._pick(phrases.SEGMENT).format(statement.text.strip().lower().removesuffix("."))
                 question += f" {phrases.SEMANTIC}" if form == "semantic" else ""
-                question = f" {question}" if self.is_asked_as_released else question
+                question = f" {question}" if self.has_release_spacing else question
         self._turn(question, answer)
-        self._mask(statement.segment_ids, [] if self.manner.form(statement) else self._summed(statement.segment_ids))
+        self._mask(statement.segment_ids, statement.levels)
 
-    def _summed(self, segment_ids: Sequence[int]) -> list[Layer]:
-        """Where the release counts more than one: of an object its polygons, of several to learn from the objects."""
-        if len(segment_ids) == 1:
-            return self.regions.layers_of(segment_ids[0])
-        return piled(0, [self.regions.segments[number] for number in segment_ids]) if self.split == "train" else []
-
-    def _mask(self, segment_ids: Sequence[int], layers: Sequence[Layer]) -> None:
-        """The mask of the next [SEG]."""
-        self.layers += [replace(layer, of=len(self.masks)) for layer in layers]
+    def _mask(self, segment_ids: Sequence[int], levels: list[Level]) -> None:
+        """That of the next [SEG]."""
         self.masks.append(self.regions.target(segment_ids))
+        self.levels.append(levels)
 
     def _reference(self, statement: Reference) -> None:
         """A tag that the question names is pointed at, each other one of the answer is a mask."""
@@ -129,29 +115,26 @@ class Dialogue:
         asked = set(_names(statement.tags).findall(statement.question))
         pointed = [tag for tag in statement.tags if tag.name in asked]
         segmented = [tag for tag in statement.tags if tag.name not in asked]
-        (turn,) = self._untagged([Turn(statement.question, statement.answer)], pointed, segmented, self.regions.void_of)
+        (turn,) = self._untagged([Turn(statement.question, statement.answer)], pointed, segmented)
         self._turn(turn.question, turn.answer if turn.answer != SEG else phrases.FOUND[0])
 
     def _conversation(self, statement: Conversation) -> None:
-        turns = self._untagged(statement.turns, statement.pointed, statement.segmented, self.regions.layers_of)
+        turns = self._untagged(statement.turns, statement.pointed, statement.segmented)
         suffix = f" {phrases.IN_A_WORD}" if self.manner.form(statement) == "short" else ""
         for turn in turns:
             if statement.pointed and not self.has_denied:
                 self._maybe_negative(phrases.DETAIL)
             self._turn((turn.question or self._pick(phrases.GROUNDED)) + suffix, turn.answer)
 
-    def _untagged(
-        self, turns: Sequence[Turn], pointed: Sequence[Tag], segmented: Sequence[Tag], layers_of: Callable[[int], list[Layer]]
-    ) -> list[Turn]:
-        """The turns with `<PromptK>` for each tag of `pointed`, and `[SEG]` and its mask, with these layers of its object, for
-        each of `segmented`."""
+    def _untagged(self, turns: Sequence[Turn], pointed: Sequence[Tag], segmented: Sequence[Tag]) -> list[Turn]:
+        """The turns with `<PromptK>` for each tag of `pointed`, and `[SEG]` and its mask for each of `segmented`."""
         tokens = {tag.name: self._prompt(tag.segment_id) for tag in pointed}
-        targets = {tag.name: tag.segment_id for tag in segmented}
+        targets = {tag.name: tag for tag in segmented}
         named = _names([*pointed, *segmented])
 
         def put(found: re.Match[str]) -> str:
             if found[0] in targets:
-                self._mask([targets[found[0]]], layers_of(targets[found[0]]))
+                self._mask([targets[found[0]].segment_id], targets[found[0]].levels)
             return tokens.get(found[0], SEG)
 
         return [Turn(named.sub(put, turn.question), named.sub(put, turn.answer)) for turn in turns]

@@ -6,6 +6,7 @@ from html import escape
 from PIL import Image
 
 from schemas.dialogue import PromptSlot
+from schemas.regions import VOID, Rle
 from schemas.tables import revive
 from stages.report import drawing
 from stages.report.evidence import Report
@@ -17,7 +18,7 @@ from student.metrics.segmentation import Overlap
 
 LEGEND = (
     '<p class="legend"><span><i class="target"></i>what was meant</span><span><i class="prediction"></i>what the student '
-    'segmented</span><span><i class="prompt"></i>what the question points at</span></p>'
+    'segmented</span><span><i class="prompt"></i>what the question points at</span>{}</p>'
 )
 SIDE = 320
 COLUMNS = 6
@@ -37,7 +38,13 @@ def sheets(report: Report) -> str:
     intro = lead(
         f"Answers of the {whose} student on evaluation pictures. Sheets are ranked by IoU and say so, or are a fixed draw."
     )
-    return intro + LEGEND + "".join([*masks, *words])
+    dark = '<span><i class="void"></i>what is not scored</span>' if any(map(_void, found)) else ""
+    return intro + LEGEND.format(dark) + "".join([*masks, *words])
+
+
+def _void(row: Prediction) -> list[Rle]:
+    """Of the target that is scored."""
+    return [level.rle for own in row.levels[:1] for level in own if level.value == VOID]
 
 
 class _Artist:
@@ -53,7 +60,7 @@ class _Artist:
         drawn = shown(self.images, row.spot, SIDE, (regions[0].width, regions[0].height) if regions else None)
         for slot in slots:
             drawn = drawing.marked(drawn, slot.rle.mask(), str(slot.index))
-        return answered(drawn, row.targets, row.masks)
+        return answered(drawn, row.targets, row.masks, _void(row))
 
     def _slots(self, row: Prediction) -> list[PromptSlot]:
         """The prompts that the question speaks of."""

@@ -1,7 +1,7 @@
 """Contact sheets: what is in an artifact, at a glance, as one PNG. `sailyard show --sheet` shows them."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -142,9 +142,11 @@ def _one(artifact: Artifact, spot: Spot, columns: list[str]) -> dict[str, Any]:
     return rows[sample(rows, 1, seed=0)[0]]
 
 
-def answered(base: Image.Image, targets: list[Rle], masks: list[Rle]) -> Image.Image:
-    """What was to be segmented as an outline, what the student segmented hatched."""
+def answered(base: Image.Image, targets: list[Rle], masks: list[Rle], void: Sequence[Rle] = ()) -> Image.Image:
+    """What was to be segmented as an outline, what the student segmented hatched, and what is not scored darkened."""
     drawn = base
+    for rle in void:
+        drawn = drawing.filled(drawn, rle.mask(), drawing.CASING, 0.6)
     for rle in masks[:1]:
         drawn = drawing.hatched(drawn, rle.mask(), drawing.PREDICTION)
     for rle in targets:

@@ -18,7 +18,7 @@ from PIL import Image
 from schemas.artifact import Artifact
 from schemas.errors import BrokenArtifact
 from schemas.pictures import decode
-from schemas.regions import Layer, Rle
+from schemas.regions import Level, Rle
 from schemas.tables import revive
 
 
@@ -41,10 +41,10 @@ class Prediction:
     text: str
     targets: list[Rle]
     masks: list[Rle]
-    layers: list[Layer] = field(default_factory=list)
+    levels: list[list[Level]] = field(default_factory=list)
 
 
-_NESTED = {"targets": list[Rle], "masks": list[Rle], "layers": list[Layer]}
+_NESTED = {"targets": list[Rle], "masks": list[Rle], "levels": list[list[Level]]}
 
 
 def good_spots(artifact: Artifact) -> Iterator[Spot]:
@@ -122,5 +122,5 @@ def read_predictions(artifact: Artifact) -> list[Prediction]:
     for shard, rows in enumerate(artifact.iterate()):
         for row in rows.to_pylist():
             spot = Spot(shard, row.pop("image_key"))
-            found.append(Prediction(spot, **row | {name: revive(kind, row[name]) for name, kind in _NESTED.items()}))
+            found.append(Prediction(spot, **row | {name: revive(kind, row.get(name) or []) for name, kind in _NESTED.items()}))
     return found

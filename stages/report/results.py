@@ -18,8 +18,8 @@ TASKS = {
 NAMES = {  # key of metrics.json -> what it is called, and what it says
     "ciou": ("cIoU", "all overlap over all union"),
     "giou": ("gIoU", "mean IoU; rightly marking nothing counts as 1"),
-    "ciou_paper": ("cIoU as published", "without what got no mask"),
-    "giou_paper": ("gIoU as published", "divided by the number of targets"),
+    "ciou_paper": ("cIoU as published", "as the authors' scripts count"),
+    "giou_paper": ("gIoU as published", "as the authors' scripts count"),
     "precision": ("Precision", "IoU of a half or more where something is named"),
     "n_acc": ("N-acc", "left empty where nothing is named"),
     "t_acc": ("T-acc", "not left empty where something is named"),

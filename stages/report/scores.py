@@ -37,9 +37,9 @@ def of(predictions: Sequence[Prediction], with_meteor: bool = False) -> Scores:
 
 
 def _segmentation(rows: Sequence[Prediction]) -> dict[str, float]:
-    """The authors' scores differ where targets have layers, and are left out where none has."""
+    """The authors' scores differ where targets have levels, and are left out where none has."""
     scores = segmentation_scores(map(overlap_of, rows))
-    if any(row.layers for row in rows):
+    if any(row.levels for row in rows):
         paper = segmentation_scores(map(paper_overlap_of, rows))
         scores |= {f"{name}_paper": paper[name] for name in ("ciou", "giou")}
     return scores
@@ -88,7 +88,7 @@ def _overlap(row: Prediction, target_HW: np.ndarray, void_HW: np.ndarray | None 
 def _target(row: Prediction) -> np.ndarray:
     """uint8 HW: the values of the first target; where there is none, zeros."""
     if row.targets:
-        return valued(row.targets[0], [layer for layer in row.layers if layer.of == 0])
+        return valued(row.targets[0], row.levels[0] if row.levels else [])
     return np.zeros((row.masks[0].height, row.masks[0].width) if row.masks else (1, 1), np.uint8)
 
 

@@ -78,7 +78,7 @@ def add_instance(draft: Draft, file: SourceFile, statement: Statement) -> None:
     draft.add(
         "instances", Segment(statement["id"], name, is_thing=True, is_crowd=crowd, score=1.0, source="instances", rle=rle)
     )
-    draft.piled(draft.known(statement["id"], "instances"), [statement["segmentation"]])
+    draft.drawn[draft.known(statement["id"], "instances")] = statement["segmentation"]
 
 
 def flatten_panoptic(record: Any, lists: Lists) -> list[Statement]:

@@ -15,7 +15,7 @@ import numpy as np
 from schemas.annotations import Caption, Choice, Conversation, Expression, Reference, Tag
 from schemas.dialogue import RESERVED, Split
 from schemas.errors import DataError
-from schemas.regions import VOID, Layer, Rle, Segment, mask_overlaps, piled
+from schemas.regions import Level, Rle, Segment, mask_overlaps, overlaps
 from stages.sources.config import SourceFile
 
 Statement = dict[str, Any]
@@ -34,7 +34,7 @@ class Unusable(DataError):
 
 @dataclass
 class Draft:
-    """What has been said so far about a picture of `width` x `height`."""
+    """What has been said so far about a picture of `width` x `height`, and how instances were `drawn`: their segmentations."""
 
     width: int
     height: int
@@ -44,13 +44,13 @@ class Draft:
     choices: list[Choice] = field(default_factory=list)
     references: list[Reference] = field(default_factory=list)
     conversations: list[Conversation] = field(default_factory=list)
-    layers: list[Layer] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    drawn: dict[int, Any] = field(default_factory=dict)
     _known: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def attempt(self, file: SourceFile, statement: Statement, add: Callable[..., None]) -> None:
         """`add(self, file, statement)`, or a fault; a statement that cannot be used leaves no object behind."""
-        objects, layers = len(self.objects), len(self.layers)
+        before = len(self.objects)
         try:
             if "fault" in statement:
                 raise Unusable(*statement["fault"])
@@ -62,7 +62,7 @@ class Draft:
             self.fault("mask", file, statement["what"], error.what)
         except MALFORMED as error:
             self.fault("record", file, statement["what"], f"{type(error).__name__}: {error}")
-        del self.objects[objects:], self.layers[layers:]
+        del self.objects[before:]
 
     def fault(self, kind: str, file: SourceFile, what: str, why: str) -> None:
         """One line that can be stored, whatever the file says."""
@@ -102,9 +102,9 @@ class Draft:
             raise Unusable("unknown object", f"{' and '.join(origins)} have no usable object {number} on this picture")
         return found[0]
 
-    def tag(self, number: int, rle: Rle, source: str) -> Tag:
+    def tag(self, number: int, rle: Rle, source: str, levels: Sequence[Level] = ()) -> Tag:
         """The tag that stands for the object with exactly this mask."""
-        return Tag(f"<object{number}>", self.holding(rle, source))
+        return Tag(f"<object{number}>", self.holding(rle, source), list(levels))
 
     def holding(self, rle: Rle, source: str) -> int:
         """The segment_id of the object with exactly this mask; where there is none, of a new object without a category."""
@@ -115,17 +115,11 @@ class Draft:
         self.objects.append(Segment(number, "", is_thing=True, is_crowd=False, score=1.0, source=source, rle=rle))
         return number
 
-    def piled(self, segment_id: int, segmentations: Sequence[Any]) -> None:
-        """Note where the parts of an object lie over one another: the release counts how many do."""
-        if all(layer.of != segment_id for layer in self.layers):
-            parts = [part for each in segmentations for part in Rle.parts(each, self.height, self.width)]
-            self.layers += piled(segment_id, parts)
-
-    def void(self, segment_id: int, rle: Rle) -> None:
-        """Note pixels by which a mask of the object is not to be scored."""
-        layer = Layer(segment_id, VOID, rle)
-        if rle.area and layer not in self.layers:
-            self.layers.append(layer)
+    def overlaps(self, segmentations: Sequence[Any]) -> list[Level]:
+        """Where pieces of COCO segmentations cover the same pixels."""
+        if sum(len(each) if isinstance(each, list) else 1 for each in segmentations) < 2:
+            return []
+        return overlaps([part for each in segmentations for part in Rle.parts(each, self.height, self.width)])
 
     def _fresh(self) -> int:
         return max((each.segment_id for each in self.objects), default=0) + 1

@@ -93,8 +93,7 @@ def add_caption(draft: Draft, file: SourceFile, statement: Statement) -> None:
     tagged: list[tuple[Span, Tag]] = []
 
     def add_span(span: Span, draft: Draft, file: SourceFile, statement: Statement) -> None:
-        tag = draft.tag(len(tagged), _union(draft, span.masks), file.label)
-        draft.piled(tag.segment_id, span.masks)
+        tag = draft.tag(len(tagged), _union(draft, span.masks), file.label, draft.overlaps(span.masks))
         tagged.append((span, tag))
 
     for span in placement.lay_out(draft, file, statement, _spans(draft, file, statement, text)):

@@ -95,6 +95,7 @@ def _digest(file: SourceFile) -> str:
         return file_digest(file.folder, file.name)
     folder = Folder(file.url)
     text = "".join(f"{readable(name)}\0{file_digest(folder, name)}\n" for name in reasonseg.names(folder))
+    text += "void"  # what is to be ignored is; annotations that were made before are made again
     return hashlib.sha256(text.encode()).hexdigest()
 
 

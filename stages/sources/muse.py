@@ -52,9 +52,9 @@ def add_questions(draft: Draft, file: SourceFile, statement: Statement) -> None:
     for question, text, targets in statement["asked"]:
         rng = generator(0, file.label, statement["what"], question)
         regions = [draft.region(target.segmentation) for target in targets]
-        own = [draft.tag(number, rle, file.label) for number, rle in enumerate(regions, start=len(tags))]
-        for tag, target in zip(own, targets, strict=True):
-            draft.piled(tag.segment_id, [target.segmentation])
+        levels = [draft.overlaps([target.segmentation]) for target in targets]
+        masks = enumerate(zip(regions, levels, strict=True), start=len(tags))
+        own = [draft.tag(number, rle, file.label, summed) for number, (rle, summed) in masks]
         answer = _told(targets, own, rng) if text is None else _filled(unmarked(text), own)
         turns.append(Turn(f"{unmarked(question)} {phrases.WITH_MASKS}", answer))
         tags += own

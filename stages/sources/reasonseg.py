@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from schemas.annotations import Reference
 from schemas.errors import ConfigError, DataError
-from schemas.regions import Rle
+from schemas.regions import VOID, Level, Rle
 from schemas.storage import Folder
 from stages.phrases import REASON, REASON_WHAT
 from stages.sources.config import SourceFile
@@ -79,8 +79,7 @@ def _add_question(drawn: dict[str, tuple[Rle, Rle]], draft: Draft, file: SourceF
         painted_HW = _painted(statement["shapes"], draft.height, draft.width)
         drawn[name] = Rle.of(painted_HW == _WANTED), Rle.of(painted_HW == _IGNORED)
     wanted, ignored = drawn[name]
-    target = draft.tag(0, wanted, file.label)
-    draft.void(target.segment_id, ignored)
+    target = draft.tag(0, wanted, file.label, [Level(VOID, ignored)] if ignored.area else [])
     draft.references.append(Reference(statement["form"].format(text), target.name, [target], split, source))
 
 

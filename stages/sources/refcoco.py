@@ -4,22 +4,25 @@ The text is the cleaned `sent`, as in the published evaluation, or `raw` where t
 lists; -1 or `no_target` say that the phrase names nothing. Read as short captions, the phrases are said of the one object that
 each names.
 
-As in the release (`compat = "paper"`), phrases to learn from are `raw` in lower case. Of short captions its rules say nothing:
-they stay `sent`.
+As in the release (`compat = "paper"`), phrases to learn from are `raw` in lower case, and of RefCOCO's references to one object
+the last one is kept. Of short captions its rules say nothing: they stay `sent`.
 """
 
 from typing import Any
 
 from schemas.annotations import Caption, Expression
+from schemas.dialogue import Split
+from schemas.regions import Level, overlaps
 from stages.sources.config import SourceFile
-from stages.sources.draft import Draft, Statement, Unusable, split_of, wording
+from stages.sources.draft import Draft, Statement, Unusable, integer, split_of, wording
 
 NOTHING = -1
 
 
 def flatten_reference(record: Any) -> list[Statement]:
     """One statement a sentence."""
-    named = {"targets": _targets(record), "split": record.get("split")}
+    named = {"targets": _targets(record), "split": record.get("split"), "is_list": isinstance(record["ann_id"], list)}
+    named["reference"] = _number(record.get("ref_id"))
     what = f"reference {record.get('ref_id')}"
     if not record["sentences"]:
         return [{"what": what, "fault": ("text", "it has no sentences")}]
@@ -31,6 +34,13 @@ def flatten_reference(record: Any) -> list[Statement]:
 
 def _texts(sent: Any, raw: Any) -> Statement:
     return {"text": sent or raw, "raw": raw or sent}
+
+
+def _number(ref_id: Any) -> int | None:
+    try:
+        return integer(ref_id)
+    except ValueError:
+        return None
 
 
 def _targets(record: Any) -> list[Any]:
@@ -47,7 +57,24 @@ def add_expression(draft: Draft, file: SourceFile, statement: Statement) -> None
     targets = [draft.known(number, "instances", "panoptic") for number in statement["targets"]]
     is_raw = file.compat == "paper" and split == "train"
     text = wording(statement["raw"]).lower() if is_raw else wording(statement["text"])
-    draft.expressions.append(Expression(text, targets, split, source))
+    said = Expression(text, targets, split, source, _summed(draft, statement, split, targets), statement["reference"])
+    if is_raw and not statement["is_list"]:
+        draft.expressions[:] = [each for each in draft.expressions if not _is_replaced(each, said)]
+    draft.expressions.append(said)
+
+
+def _summed(draft: Draft, statement: Statement, split: Split, targets: list[int]) -> list[Level]:
+    """What the release sums: of a reference to an annotation its polygons, of one to a list of them the objects, these only to
+    learn from."""
+    if not statement["is_list"]:
+        return draft.overlaps([draft.drawn[number] for number in targets if number in draft.drawn])
+    return overlaps([each.rle for each in draft.objects if each.segment_id in targets]) if split == "train" else []
+
+
+def _is_replaced(earlier: Expression, said: Expression) -> bool:
+    """Whether it is of another reference to the same object in the same file."""
+    same = (earlier.source, earlier.segment_ids) == (said.source, said.segment_ids)
+    return same and earlier.reference != said.reference
 
 
 def add_short_caption(draft: Draft, file: SourceFile, statement: Statement) -> None:

@@ -30,7 +30,7 @@ from student.data.features import Column, FeatureReader, Stored
 from student.data.mixture import Mixture, Order
 from student.data.pictures import PictureReader
 from student.data.samples import encode_sample
-from student.data.visits import Visit, shown
+from student.data.visits import DRAWN, Visit, shown
 from student.sequence import Example, TooLong
 from student.vocabulary import Vocabulary
 
@@ -138,13 +138,14 @@ class Corpus:
         return self._index[:, 3]
 
     def holdings(self) -> np.ndarray:
-        """(N, 3): how many turns, masks and prompts each sample has."""
+        """(N, 3): how many turns, masks and prompts a visit shows of each sample."""
         names, held_N3 = ("turns", "masks", "prompts"), np.zeros((len(self), 3), np.int64)
         borders = np.searchsorted(self._index[:, 0], np.arange(len(self._samples) + 1))
         for rows, (begin, end) in zip(self._samples, pairwise(borders), strict=True):
             here = slice(begin, end)
-            lengths = [pc.list_value_length(rows.column(name)).to_numpy() for name in names]
-            held_N3[here] = np.stack(lengths, axis=1)[self._index[here, 1]]
+            lengths_n3 = np.stack([pc.list_value_length(rows.column(name)).to_numpy() for name in names], axis=1)
+            lengths_n3[_has_references(rows), :2] = DRAWN
+            held_N3[here] = lengths_n3[self._index[here, 1]]
         return held_N3
 
     def sample(self, number: int) -> Sample:
@@ -186,6 +187,12 @@ class Corpus:
         if failed[row]:
             return "picture"
         return next((name for name, reader in self.features.items() if not reader.is_present(shard, row)), "")
+
+
+def _has_references(samples: pa.Table) -> np.ndarray:
+    if "references" not in samples.column_names:  # it came later
+        return np.zeros(len(samples), bool)
+    return pc.fill_null(pc.list_value_length(samples.column("references")), 0).to_numpy() > 0
 
 
 def _heads(samples: pa.Table) -> Iterator[tuple[str, str, str, str]]:

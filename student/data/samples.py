@@ -36,8 +36,8 @@ def _targets(sample: Sample, config: StudentConfig) -> list[np.ndarray]:
     """HW bool. In the release uint8: where parts of a target lie over one another, it is as many as they are."""
     if config.compat == "correct":
         return [rle.mask() for rle in sample.masks]
-    piled = [layer for layer in sample.layers if layer.value != VOID]
-    return [valued(rle, [layer for layer in piled if layer.of == number]) for number, rle in enumerate(sample.masks)]
+    levels = sample.levels or [[]] * len(sample.masks)
+    return [valued(rle, [each for each in own if each.value != VOID]) for rle, own in zip(sample.masks, levels, strict=True)]
 
 
 def encode_nothing(vocabulary: Vocabulary, config: StudentConfig) -> Example:

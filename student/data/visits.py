@@ -32,7 +32,7 @@ class Visit:
 
 def shown(sample: Sample, visit: Visit, pen: Pen, prompts: int) -> Sample:
     """The sample as the visit shows it. prompts: how many `<PromptK>` the student has to number them by."""
-    sample = _as_released(sample, visit) if sample.references else sample
+    sample = drawn(sample, visit)
     rng = visit.draws(sample.sample_id)
     marks = [_drawn(slot, visit.draws(sample.sample_id, slot.index), pen) for slot in sample.prompts]
     order, numbers = rng.permutation(len(sample.turns)), rng.permutation(prompts)
@@ -56,18 +56,20 @@ def _reordered(sample: Sample, order: Sequence[int]) -> Sample:
     every = range(len(sample.masks))
     chosen = [mask for number in order for mask in every[ends[number] : ends[number + 1]]] + list(every[ends[-1] :])
     masks = [sample.masks[mask] for mask in chosen]
-    layers = [replace(layer, of=place) for place, mask in enumerate(chosen) for layer in sample.layers if layer.of == mask]
-    return replace(sample, turns=[sample.turns[number] for number in order], masks=masks, layers=layers)
+    levels = [sample.levels[mask] for mask in chosen] if sample.levels else []
+    return replace(sample, turns=[sample.turns[number] for number in order], masks=masks, levels=levels)
 
 
-def _as_released(sample: Sample, visit: Visit) -> Sample:
-    """Of each reference one sentence, which depends on the showing and not on the epoch, as the release chooses them when it
-    loads each of its copies; and of these `DRAWN`, some of them twice."""
+def drawn(sample: Sample, visit: Visit) -> Sample:
+    """The sample itself, or where it has `references` what the release shows of it: of each reference one sentence, which hangs
+    on the showing and not on the epoch, for each copy of the data chooses once; and of these `DRAWN`, some twice."""
+    if not sample.references:
+        return sample
     choose = generator(visit.seed, visit.showing, sample.sample_id, "sentences")
     numbers = np.array(sample.references)
     sentences = [int(choose.choice(np.flatnonzero(numbers == number))) for number in np.unique(numbers)]
-    drawn = visit.draws(sample.sample_id, "references").choice(sentences, DRAWN)
-    return replace(_reordered(sample, drawn.tolist()), references=[])
+    chosen = visit.draws(sample.sample_id, "references").choice(sentences, DRAWN)
+    return replace(_reordered(sample, chosen.tolist()), references=[])
 
 
 def _renumbered(sample: Sample, order: np.ndarray) -> Sample:

@@ -11,7 +11,9 @@ from student.metrics.caption import words
 
 # An option opens with a capital, alone or in brackets, and a mark: `A. red`, `B) a car`, `(C) none`.
 _OPTION = re.compile(r"(?<![\w<])\(?([A-Z])[.):]\s+")
-_INSTRUCTION = re.compile(r"\s*\b(?:select|choose|answer)\b[^.]*\b(?:choice|option|letter)\b[^.]*\.?\s*$", re.IGNORECASE)
+# It may lack the space before it, as in the authors' script.
+_BEGINS = r"\s*(?:\b|(?-i:(?<=\w)(?=[A-Z])))(?:select|choose|answer)\b"
+_INSTRUCTION = re.compile(_BEGINS + r"[^.]*\b(?:choice|option|letter)\b[^.]*\.?\s*$", re.IGNORECASE)
 _LEADING = re.compile(r"[\W_]*([A-Z])(?:[.):,]|\s*$)")
 _NAMED = re.compile(r"(?i:\b(?:answer|option|choice)\b(?:\s+is)?)\W*\b([A-Z])\b(?!')")
 

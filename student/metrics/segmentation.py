@@ -28,9 +28,9 @@ class Overlap:
         return self.intersection / (self.union + GIOU_EPSILON) if self.union else 1.0
 
 
-def overlap(predicted_HW: np.ndarray | None, target_HW: np.ndarray, ignored_HW: np.ndarray | None = None) -> Overlap:
-    """The `Overlap` of two masks of one size outside the ignored pixels."""
-    counted = np.ones_like(target_HW) if ignored_HW is None else ~ignored_HW
+def overlap(predicted_HW: np.ndarray | None, target_HW: np.ndarray, void_HW: np.ndarray | None = None) -> Overlap:
+    """The `Overlap` of two masks of one size outside the void pixels."""
+    counted = np.ones_like(target_HW) if void_HW is None else ~void_HW
     target = target_HW & counted
     predicted = np.zeros_like(target) if predicted_HW is None else predicted_HW & counted
     both, either, wanted = (int(np.count_nonzero(mask)) for mask in (predicted & target, predicted | target, target))

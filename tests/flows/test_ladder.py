@@ -130,7 +130,7 @@ def answer(run: Run, shift: int) -> None:
     made = run.artifacts["predictions/trained"]
     row = {"sample_id": "a", "image_key": "k", "task": "segmentation", "question": "?", "expected": "[SEG]", "text": "[SEG]"}
     target, mask = (Rle.of(square(at)) for at in (0, shift))
-    made.write(0, PREDICTIONS.rows([row | {"targets": [target], "masks": [mask], "layers": []}]))
+    made.write(0, PREDICTIONS.rows([row | {"targets": [target], "masks": [mask]}]))
     made.write(1, PREDICTIONS.rows([]))
     made.seal("2020-01-01T00:00:00", "2020-01-01T00:00:01", {}, code="", packages={})
 

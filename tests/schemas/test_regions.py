@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from schemas.errors import DataError
-from schemas.regions import VOID, Layer, Rle, box_mask, piled, valued
+from schemas.regions import VOID, Level, Rle, box_mask, overlaps, valued
 
 
 def test_round_trip_area_and_box(rng):
@@ -27,17 +27,17 @@ def test_where_parts_lie_over_one_another_it_is_said_how_many():
     boxes = [[0, 0, 6, 0, 6, 10, 0, 10], [4, 0, 9, 0, 9, 10, 4, 10], [5, 0, 10, 0, 10, 4, 5, 4]]
     parts = Rle.parts(boxes, 10, 10)
     counts_HW = sum(Rle.from_coco([box], 10, 10).mask().astype(int) for box in boxes)
-    layers = piled(7, parts)
-    assert [(layer.of, layer.value) for layer in layers] == [(7, 2), (7, 3)]
-    assert np.array_equal(valued(Rle.from_coco(boxes, 10, 10), layers), counts_HW)
-    assert max(layer.value for layer in piled(7, parts[:1] * 300)) < VOID
-    assert piled(7, parts[:1]) == piled(7, Rle.parts([boxes[0], [8, 8, 9, 8, 9, 9]], 10, 10)) == []
+    levels = overlaps(parts)
+    assert [level.value for level in levels] == [2, 3]
+    assert np.array_equal(valued(Rle.from_coco(boxes, 10, 10), levels), counts_HW)
+    assert max(level.value for level in overlaps(parts[:1] * 300)) < VOID
+    assert overlaps(parts[:1]) == overlaps(Rle.parts([boxes[0], [8, 8, 9, 8, 9, 9]], 10, 10)) == []
 
 
 def test_what_is_void_is_told_from_what_is_in_and_out():
     inside, void = np.zeros((2, 4, 4), bool)
     inside[:, :2], void[0, 1:3] = True, True
-    values_HW = valued(Rle.of(inside & ~void), [Layer(0, VOID, Rle.of(void))])
+    values_HW = valued(Rle.of(inside & ~void), [Level(VOID, Rle.of(void))])
     assert np.array_equal(values_HW == VOID, void)
     assert np.array_equal(values_HW == 1, inside & ~void)
 

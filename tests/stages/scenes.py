@@ -30,7 +30,7 @@ def scenes(train: int, evaluation: int, side: int = 64) -> Iterator[tuple[Row, R
         ]
         size = {"image_key": key, "width": side, "height": side}
         split = "train" if number < train else "evaluation"
-        said = {column: [] for column in (*STATEMENTS, "layers")} | {"captions": [Caption(1, "It is there.", split, "scene")]}
+        said = {column: [] for column in STATEMENTS} | {"captions": [Caption(1, "It is there.", split, "scene")]}
         image = size | {"format": "PNG", "bytes": data, "sha256": "", "aliases": [f"{number}.png"]}
         yield image, size | said | {"objects": objects, "faults": []}
 

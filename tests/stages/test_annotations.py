@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from schemas.annotations import Expression
 from schemas.artifact import Artifact
 from schemas.config import Compat, parse
 from schemas.errors import DataError
 from schemas.storage import Folder
+from schemas.tables import revive
 from stages.annotations import AnnotationsStage
 from stages.base import JobStage, Outcome, Resources
 from stages.pool import PoolStage
@@ -101,7 +103,8 @@ def test_every_picture_has_a_row_and_statements_find_theirs(data: Dataset):
     data.write("refs", "refs.p", [reference(0, 100, "the cat", "train"), reference(1, -1, "no dog", "val")])
     rows, outcome = data.annotations()
     assert [each["segment_id"] for each in rows["a.png"]["objects"]] == [100]
-    assert rows["a.png"]["expressions"] == [{"text": "the cat", "segment_ids": [100], "split": "train", "source": "refs/train"}]
+    (said,) = revive(list[Expression], rows["a.png"]["expressions"])
+    assert said == Expression("the cat", [100], "train", "refs/train", reference=1)
     assert rows["b.png"]["expressions"][0]["segment_ids"] == []
     assert rows["silent.png"]["objects"] == rows["silent.png"]["faults"] == []
     card = outcome.summary
@@ -182,7 +185,7 @@ def test_conversations_find_their_picture_and_text_alone_is_counted(data: Datase
     assert rows["a.png"]["conversations"] == [
         {"turns": turns, "pointed": [], "segmented": [], "split": "train", "source": "llava"}
     ]
-    assert rows["b.png"]["conversations"] == []
+    assert rows["b.png"]["conversations"] is None
     assert outcome.summary["conversations"] == {"train": 1}
     assert outcome.summary["pictures"] == {"neither": 1, "train": 1}
     assert outcome.summary["without_picture"] == {"llava": 3}

@@ -48,6 +48,11 @@ def asking(*shapes: tuple[Any, Any], text: Any = ("the eager one",), is_sentence
     return {"shapes": drawn, "text": text, "is_sentence": is_sentence}
 
 
+def voids(draft: Draft) -> list[list[int]]:
+    """Of each question how many pixels are void."""
+    return [[level.rle.area for level in asked.tags[0].levels] for asked in draft.references]
+
+
 TARGET = ("target", box(0, 0, 19, 29))
 
 
@@ -56,10 +61,10 @@ def test_a_target_and_what_is_to_be_ignored_are_kept_apart(files: Files):
     assert not draft.faults
     (asked,) = draft.references
     question = phrases.REASON_WHAT.format("the eager one")
-    assert asked == Reference(question, "<object0>", [Tag("<object0>", 1)], "train", "reason0")
-    (target,), (void,) = draft.objects, draft.layers
+    assert asked == Reference(question, "<object0>", [Tag("<object0>", 1, asked.tags[0].levels)], "train", "reason0")
+    (target,), (void,) = draft.objects, asked.tags[0].levels
     assert (target.segment_id, target.is_crowd, target.rle.area) == (1, False, 20 * 30 - 25)
-    assert (void.of, void.value, void.rle.area) == (1, VOID, 25)
+    assert (void.value, void.rle.area) == (VOID, 25)
     assert not (target.rle.mask() & void.rle.mask()).any()
 
 
@@ -68,7 +73,7 @@ def test_a_smaller_outline_stands_on_a_larger_and_of_two_alike_the_first(files: 
     alike = asking(("target", box(0, 0, 3, 3)), ("ignore", box(2, 0, 5, 3)))
     draft = reasoning(files, inside, alike)
     assert [(each.segment_id, each.rle.area) for each in draft.objects] == [(1, 3 * 2), (2, 16)]
-    assert [(each.of, each.rle.area) for each in draft.layers] == [(1, 40 * 30 - 6), (2, 8)]
+    assert voids(draft) == [[40 * 30 - 6], [8]]
 
 
 def test_sentences_are_asked_as_they_are_and_evaluation_asks_the_first(files: Files):
@@ -86,15 +91,15 @@ def test_a_target_may_be_empty_and_what_is_outside_is_not_drawn(files: Files):
     record = asking(("target", box(50, 0, 60, 5)), ("ignore", box(0, -9, 9, -1)), ("target", box(-5, 25, 1, 99)))
     draft = reasoning(files, asking(("ignore", box(0, 0, 9, 9))), record)
     assert not draft.faults
-    assert [each.tags for each in draft.references] == [[Tag("<object0>", 1)], [Tag("<object0>", 2)]]
+    assert [each.tags[0].segment_id for each in draft.references] == [1, 2]
     assert [each.rle.area for each in draft.objects] == [0, 2 * 5]
-    assert [(each.of, each.rle.area) for each in draft.layers] == [(1, 100)]
+    assert voids(draft) == [[100], []]
 
 
-def test_what_two_records_ignore_alike_is_kept_once(files: Files):
-    ignored = ("ignore", box(5, 5, 9, 9))
-    draft = reasoning(files, asking(TARGET, ignored), asking(TARGET, ignored))
-    assert (len(draft.objects), len(draft.layers)) == (1, 1)
+def test_what_is_void_is_so_for_its_own_record_alone(files: Files):
+    ignored = [("ignore", box(x, 5, x + 4, 9)) for x in (25, 32)]
+    draft = reasoning(files, asking(TARGET, ignored[0]), asking(TARGET, *ignored), asking(TARGET))
+    assert (len(draft.objects), voids(draft)) == (1, [[25], [50], []])
 
 
 def test_a_file_of_another_encoding_is_read_as_its_authors_do(files: Files):

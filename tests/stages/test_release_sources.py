@@ -64,6 +64,17 @@ def test_references_to_learn_from_are_worded_as_they_were_typed(files: Files, sp
     assert paper.captions == correct.captions
 
 
+def test_of_references_to_one_object_the_release_learns_from_the_last(files: Files):
+    said = [reference(1, *texts) | {"ref_id": number} for number, texts in enumerate((["a"], ["b", "c"]))]
+    held_out = [each | {"split": "val"} for each in said]
+    files.add("instances", "i.json", coco([annotation(1)]))
+    files.add("refs", "refs.p", [*said, *held_out]).add("refs", "grefs.json", [each | {"ann_id": [1]} for each in said])
+    correct, paper = both(files)
+    texts = lambda draft, source: [each.text for each in draft.expressions if each.source == source]  # noqa: E731
+    assert (texts(correct, "refs/train"), texts(paper, "refs/train")) == (["a", "b", "c"], ["b", "c"])
+    assert texts(paper, "refs/val") == texts(paper, "grefs/train") == ["a", "b", "c"]
+
+
 def test_only_the_answer_that_no_class_is_right_ends_in_a_full_stop(files: Files):
     names = [{"id": k, "name": f"thing {k}", "isthing": 1} for k in range(4)]
     ids_HW = np.tile(np.arange(HEIGHT * WIDTH // 3) + 1, 3).reshape(HEIGHT, WIDTH)

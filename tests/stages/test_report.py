@@ -73,7 +73,7 @@ def predictions(trained: bool) -> list[dict]:
 def row(name: str, task: str, question: str, expected: str, text: str, targets=(), masks=()) -> dict:
     key = KEYS[4 + len(name) % 2]
     said = {"question": question, "expected": expected, "text": text, "targets": list(targets), "masks": list(masks)}
-    return {"sample_id": name, "image_key": key, "task": task, "layers": []} | said
+    return {"sample_id": name, "image_key": key, "task": task} | said
 
 
 def samples() -> list[dict]:
@@ -83,7 +83,7 @@ def samples() -> list[dict]:
         turns, slots = [Turn(asked["question"], asked["expected"])], [PromptSlot(0, rle(*BOX))]
         dialogue = {"split": "evaluation", "turns": turns, "masks": asked["targets"], "prompts": slots, "source": ""}
         rows.append({name: asked[name] for name in ("sample_id", "image_key", "task")} | dialogue)
-    return [row | {"layers": [], "references": []} for row in rows]
+    return rows
 
 
 def history(steps: int = 60) -> str:
@@ -141,7 +141,7 @@ def build(root: Path, weights: str = "random") -> Workspace:
     pictures = [{"image_key": key, "bytes": picture(n), "aliases": [f"{n}.png"]} | size for n, key in enumerate(KEYS)]
     space.table("images", tables.IMAGES, pictures, ("source",))
     square = Segment(1, "square", True, False, 1.0, "ground_truth", rle(*BOX))
-    said = {column: [] for column in (*STATEMENTS, "layers")}
+    said = {column: [] for column in STATEMENTS}
     sides = {"width": W, "height": H}
     notes = [{"image_key": key, "objects": [square], "faults": ["ref 9 names nothing known"]} | said | sides for key in KEYS]
     space.table("annotations", tables.ANNOTATIONS, notes, ("source", "images"))

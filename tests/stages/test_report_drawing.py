@@ -26,6 +26,8 @@ def test_an_answer_is_drawn_where_its_masks_are():
     target, prediction = (np.stack(np.nonzero(near(c))[::-1]).mean(axis=1) / 4 for c in (drawing.TARGET, drawing.PREDICTION))
     assert target == pytest.approx((15, 15), abs=1) and prediction == pytest.approx((50, 30), abs=1)
     assert not changed[56:64, 56:64].any(), "the inside of the target is left as it is"
+    void = np.asarray(answered(base, [rle(10, 10, 20, 20)], [], [rle(40, 20, 60, 40)])).astype(int)
+    assert (void[84:156, 164:236] < np.asarray(base)[84:156, 164:236]).all(), "what is not scored is dark"
 
 
 def test_a_palette_means_one_thing_in_every_picture():

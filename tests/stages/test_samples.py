@@ -25,7 +25,7 @@ SEGMENTS_1_TO_4 = [Segment(n, "cup", True, False, 1.0, "instances", Rle.of(block
 
 def annotation(key: str, split: str = "train", **more) -> dict:
     row = {"image_key": key, "width": 40, "height": 40, "objects": SEGMENTS_1_TO_4}
-    row |= {column: [] for column in (*STATEMENTS, "layers", "faults")}
+    row |= {column: [] for column in (*STATEMENTS, "faults")}
     expressions = [Expression(f"the cup {n}.", [n], split, "refs") for n in (1, 2, 3, 4)]  # type: ignore[arg-type]
     return row | {"expressions": expressions} | more
 
@@ -295,6 +295,15 @@ def test_conversations_that_cannot_be_held_are_counted():
 def test_what_is_no_task_of_the_project_is_counted():
     row = annotation("k", conversations=[Conversation([Turn("Who?", "Nobody")], [], [], "train", "c")])
     assert left_out(written(SamplesStage(), row)) == {"conversation: not among samples.tasks": 1}
+
+
+def test_annotations_from_before_there_were_conversations_give_the_same_dialogues():
+    stage = SamplesStage(tasks=("segmentation", "conversation"))
+    new = ANNOTATIONS.rows([annotation("k")])
+    prompts = PromptsStage().draw({"segments": SEGMENTS.rows([{"image_key": "k", "segments": SEGMENTS_1_TO_4}])})
+    made = [stage.write({"annotations": each, "prompts": prompts}) for each in (new, new.drop_columns(["conversations"]))]
+    assert len(made[0]) == 1
+    assert made[0].equals(made[1], check_metadata=True)
 
 
 def test_an_empty_target_needs_no_prompt_and_is_an_empty_mask():

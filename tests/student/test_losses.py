@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from schemas.dialogue import Sample, Turn
 from schemas.errors import ConfigError, DataError
 from schemas.features import FeatureSpec
-from schemas.regions import VOID, Layer, Rle
+from schemas.regions import VOID, Level, Rle
 from student.config import LossConfig, OptimConfig, TeacherLoss
 from student.data.corpus import Corpus
 from student.data.features import Column, Stored
@@ -223,14 +223,14 @@ def test_the_release_sums_what_covers_a_pixel(rng, generator, compat, sums):
     stored = Sample("a", "k", "train", "segmentation", [Turn("Where?", "[SEG].")], [inside])
     shown = picture(rng, 32, 48)
 
-    def loss(layers: list[Layer], like: str = compat) -> float:
+    def loss(levels: list[Level], like: str = compat) -> float:
         config = micro_config(compat=like)
-        batch = collate([encode_sample(micro_vocabulary(), config, replace(stored, layers=layers), shown)])
+        batch = collate([encode_sample(micro_vocabulary(), config, replace(stored, levels=[levels]), shown)])
         return float(mask_losses(model(batch), batch, loss_config(), torch.Generator().manual_seed(5))[0])
 
-    piled, void = [Layer(0, 2, twice)], [Layer(0, VOID, twice)]
-    gained = loss([]) - loss([Layer(0, 3, twice)])  # cross-entropy falls evenly with what a pixel is to become
-    assert loss([]) - loss(piled) == pytest.approx(gained / 2, rel=1e-3, abs=1e-6)
+    summed, void = [Level(2, twice)], [Level(VOID, twice)]
+    gained = loss([]) - loss([Level(3, twice)])  # cross-entropy falls evenly with what a pixel is to become
+    assert loss([]) - loss(summed) == pytest.approx(gained / 2, rel=1e-3, abs=1e-6)
     assert (gained != 0) is sums
     assert loss(void) == loss([]) == loss([], "correct")
 

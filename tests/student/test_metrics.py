@@ -57,7 +57,7 @@ def test_the_authors_skip_a_missing_mask_and_divide_by_the_number_of_targets():
 
 
 def test_ignored_pixels_are_in_neither_mask():
-    pair = overlap(mask("##. ..."), mask("#.# ..."), ignored_HW=mask(".## ..."))
+    pair = overlap(mask("##. ..."), mask("#.# ..."), void_HW=mask(".## ..."))
     assert (pair.intersection, pair.union, pair.target) == (1, 1, 1)
 
 

@@ -1,12 +1,14 @@
 """The counts of what training shows, held against the examples themselves."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from schemas.errors import DataError
 from schemas.regions import Rle, box_mask
-from schemas.tables import plain, revive
+from schemas.tables import SAMPLES, plain, revive
 from student.data.census import census, seen, told
 from student.data.corpus import Corpus
 from student.data.mixture import Mixture
@@ -14,7 +16,7 @@ from student.sequence import IGNORED
 from tests.student.data.test_corpus import open_corpus, remade, with_column
 from tests.student.eve.micro import eve_config
 from tests.student.micro import micro_config
-from tests.student.stores import Store
+from tests.student.stores import Store, sealed
 
 
 def counted(corpus: Corpus, **mixture) -> dict:
@@ -31,6 +33,26 @@ def test_an_epoch_is_counted_as_it_is_shown(small_store: Store):
     assert [lines["segmentation"][what] for what in ("turns", "masks", "prompts")] == [30, 30, 0]
     assert [lines["caption"][what] for what in ("turns", "masks", "prompts")] == [6, 0, 6]
     assert found["run"] == 30 == sum(line["run"] for line in lines.values())
+
+
+def test_of_references_as_many_are_counted_as_a_visit_draws(small_store: Store):
+    plain_corpus = open_corpus(small_store)
+
+    def with_references(_: int, rows: pa.Table) -> pa.Table:
+        kinds = rows.column("task").to_pylist()
+        return with_column(rows, "references", [[0, 1] if task == "segmentation" else None for task in kinds])
+
+    samples = remade(small_store.samples, small_store.folder.child("drawn"), with_references)
+    corpus = open_corpus(small_store, samples=samples)
+    lines, before = (counted(each)["parts"] for each in (corpus, plain_corpus))
+    assert [lines["segmentation"][what] for what in ("turns", "masks", "prompts")] == [30, 30, 0]
+    examples = [corpus[number] for number in np.flatnonzero(corpus.part_N == corpus.parts.index("segmentation"))]
+    assert [len(example.masks_nHW) for example in examples] == [5] * 6
+    assert lines["caption"] == before["caption"]
+    later = ["levels", "references"]
+    shards = [rows.drop_columns(later) for rows in small_store.samples.iterate()]
+    older = sealed(small_store.folder.child("older"), "samples", replace(SAMPLES, schema=shards[0].schema), shards)
+    assert counted(open_corpus(small_store, samples=older))["parts"] == before
 
 
 def test_what_was_seen_is_counted_from_the_position_alone(small_store: Store):

@@ -204,10 +204,10 @@ def test_a_shard_that_is_cut_while_it_is_read_is_an_error_also_of_rows_seen_befo
     artifact = Artifact.sealed(store.child("features/t"))
     reader.read(1, 1)
     os.truncate(artifact.folder.path(artifact.shard_name(1)), 600)
-    with pytest.raises(BrokenArtifact, match="row . .*: its file ends before it"):
+    with pytest.raises(BrokenArtifact, match="shard 1, row 1 .*: its file ends before it"):
         reader.read(1, 1)
     os.truncate(artifact.folder.path(artifact.shard_name(0)), 0)
-    with pytest.raises(BrokenArtifact, match="row . .*: its file ends before it"):
+    with pytest.raises(BrokenArtifact, match="shard 0, row 0 .*: its file ends before it"):
         reader.read(0, 0)
 
 

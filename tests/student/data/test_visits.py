@@ -8,7 +8,7 @@ import pytest
 
 from schemas.dialogue import PromptSlot, Sample, Turn
 from schemas.marks import Pen
-from schemas.regions import Layer, Rle
+from schemas.regions import Level, Rle
 from student.data.visits import Visit, shown
 
 PROMPTS = 6
@@ -49,12 +49,12 @@ def test_turns_come_in_another_order_with_their_masks():
     assert len(orders) > 6
 
 
-def test_layers_stay_with_their_masks():
+def test_levels_stay_with_their_masks():
     sample = segmented()
-    layered = replace(sample, layers=[Layer(n, 2 + n, Rle.of(disk(30, 40))) for n in (1, 3)])
+    levelled = replace(sample, levels=[[], [Level(3, Rle.of(disk(30, 40)))], [], [Level(5, Rle.of(disk(30, 40)))]])
     for epoch in range(6):
-        seen = visit_to(layered, epoch)
-        values = {layer.value: seen.masks[layer.of] for layer in seen.layers}
+        seen = visit_to(levelled, epoch)
+        values = {level.value: mask for mask, own in zip(seen.masks, seen.levels, strict=True) for level in own}
         assert values == {3: sample.masks[1], 5: sample.masks[3]}
 
 

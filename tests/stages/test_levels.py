@@ -2,17 +2,20 @@
 release counts it, and what is void."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from schemas.artifact import Artifact
 from schemas.dialogue import Sample
-from schemas.regions import VOID, Layer, Rle, valued
-from schemas.tables import ANNOTATIONS, SEGMENTS, plain, revive
+from schemas.regions import VOID, Level, Rle, valued
+from schemas.storage import Folder
+from schemas.tables import ANNOTATIONS, PREDICTIONS, SEGMENTS, Table, plain, revive
+from stages.predict import _row as predicted
 from stages.prompts import PromptsStage
-from stages.report.reading import Prediction, Spot
+from stages.report.reading import Prediction, Spot, read_predictions
 from stages.report.scores import of, overlap_of, paper_overlap_of
 from stages.samples import SamplesStage
 from stages.sources.draft import Draft
@@ -36,24 +39,23 @@ def columns(first: int, end: int) -> np.ndarray:
 
 def dialogues(draft: Draft, **settings: Any) -> list[Sample]:
     row = {"image_key": "k", "width": WIDTH, "height": HEIGHT, "error": None}
-    said = {name: getattr(draft, name) for name in ANNOTATIONS.schema.names if hasattr(draft, name) and name not in row}
+    said = {name: getattr(draft, name) for name in ANNOTATIONS.schema.names if name not in row}
     prompts = PromptsStage().draw({"segments": SEGMENTS.rows([{"image_key": "k", "segments": draft.objects}])})
     stage = SamplesStage(tasks=("segmentation", "reference", "conversation"), **settings)
     return revive(list[Sample], stage.write({"annotations": ANNOTATIONS.rows([row | said]), "prompts": prompts}).to_pylist())
 
 
 def values(sample: Sample, mask: int) -> np.ndarray:
-    return valued(sample.masks[mask], [layer for layer in sample.layers if layer.of == mask])
+    return valued(sample.masks[mask], sample.levels[mask] if sample.levels else [])
 
 
 def test_what_polygons_of_an_object_cover_twice_comes_with_its_target(files: Files):
     files.add("refs", "refs.p", [reference(2, "the once"), reference(1, "the twice")])
-    draft = files.draft()
-    assert draft.layers == [Layer(1, 2, Rle.of(columns(10, 20)))]
-    (sample,) = dialogues(draft)
+    (sample,) = dialogues(files.draft())
     twice = next(n for n, turn in enumerate(sample.turns) if "twice" in turn.question)
     assert np.array_equal(values(sample, twice), columns(0, 20).astype(int) + columns(10, 25))
     assert np.array_equal(values(sample, 1 - twice), columns(15, 30))
+    assert sample.levels[twice] == [Level(2, Rle.of(columns(10, 20)))]
 
 
 @pytest.mark.parametrize(("split", "is_summed"), [("train", True), ("val", False)])
@@ -64,16 +66,20 @@ def test_of_several_objects_the_release_sums_the_objects_and_only_to_learn_from(
     assert np.array_equal(values(sample, 0), columns(0, 30).astype(int) + is_summed * columns(15, 25))
 
 
-def test_a_mask_of_muse_is_summed_and_one_of_a_class_is_not(files: Files):
-    target = {"segmentation": LEFT_AND_MORE, "category_name": "cat"}
-    record = {"file_name": NAME, "width": WIDTH, "height": HEIGHT, "questions": ["Which?"], "answers": [[target]]}
-    files.add("muse", "muse.json", [record], split="train")
-    (sample,) = dialogues(files.draft())
-    assert np.array_equal(values(sample, 0), columns(0, 20).astype(int) + columns(10, 25))
-    files.fields |= {"muse": [], "refs": []}
-    files.add("refs", "refs.p", [reference(1, "all the cats")])
-    (sample,) = dialogues(files.draft(), forms={"refs": "semantic"})
-    assert (np.array_equal(values(sample, 0), columns(0, 25)), sample.layers) == (True, [])
+def test_levels_are_of_a_statement_and_not_of_the_object_that_it_shares(files: Files):
+    record = {"file_name": NAME, "width": WIDTH, "height": HEIGHT}
+    targets = [{"segmentation": each, "category_name": "cat"} for each in (LEFT_AND_MORE, rle(columns(0, 25)))]
+    files.add("muse", "muse.json", [record | {"questions": ["Which?"], "answers": [targets]}], split="train")
+    phrase = {"token_positives": [2, 5], "rle_masks": [rle(columns(15, 30))] * 2}
+    files.add("grounded", "grand.json", [record | {"caption": "a cat", "groundings": {"cat": phrase}}], split="train")
+    files.add("refs", "refs.p", [reference(2, "the middle one")])
+    draft = files.draft()
+    assert len(draft.objects) == 2
+    segmented, grounded, asked = sorted(dialogues(draft), key=lambda sample: (sample.task, -len(sample.masks)))
+    assert np.array_equal(values(segmented, 0), columns(0, 20).astype(int) + columns(10, 25))
+    assert np.array_equal(values(segmented, 1), columns(0, 25))
+    assert np.array_equal(values(grounded, 0), 2 * columns(15, 30))
+    assert (np.array_equal(values(asked, 0), columns(15, 30)), asked.levels) == (True, [])
 
 
 def test_the_masks_of_a_phrase_are_summed(files: Files):
@@ -100,12 +106,12 @@ def reasoned(files: Files) -> Sample:
 def answered(sample: Sample, *masks_HW: np.ndarray) -> Prediction:
     said = {"question": "?", "expected": "[SEG]", "text": "[SEG]"}
     masks = [Rle.of(mask_HW) for mask_HW in masks_HW]
-    return Prediction(Spot(0, "k"), "a", sample.task, **said, targets=sample.masks, masks=masks, layers=sample.layers)
+    return Prediction(Spot(0, "k"), "a", sample.task, **said, targets=sample.masks, masks=masks, levels=sample.levels)
 
 
 def test_what_is_void_is_no_part_of_a_score_but_a_border_in_the_release(files: Files):
     sample = reasoned(files)
-    assert [(layer.of, layer.value) for layer in sample.layers] == [(0, VOID)]
+    assert [[level.value for level in own] for own in sample.levels] == [[VOID]]
     void_too = answered(sample, columns(5, 20))
     assert overlap_of(void_too).iou == pytest.approx(1, abs=1e-5)
     background = answered(sample, columns(5, 22))
@@ -124,9 +130,38 @@ def test_what_is_covered_twice_is_a_hole_in_the_targets_of_the_release(files: Fi
     assert overlap_of(right).iou == pytest.approx(1, abs=1e-5)
     scores = of([right])["segmentation"]
     assert scores["ciou"] == pytest.approx(1) and scores["ciou_paper"] == pytest.approx(15 / 25)
-    assert "ciou_paper" not in of([replace(right, layers=[])])["segmentation"]
+    assert "ciou_paper" not in of([replace(right, levels=[])])["segmentation"]
 
 
-def test_layers_are_stored_with_a_sample_and_an_answer(files: Files):
+@dataclass
+class Said:
+    """What a student answered."""
+
+    text: str
+    mask_HW: np.ndarray
+
+    def masks(self, height: int, width: int) -> list[np.ndarray]:
+        assert self.mask_HW.shape == (height, width)
+        return [self.mask_HW]
+
+
+@pytest.mark.parametrize("columns_are_there", [True, False])
+def test_levels_go_through_the_table_of_answers_which_once_had_none(files: Files, tmp_path, columns_are_there: bool):
     sample = reasoned(files)
-    assert revive(Sample, plain(sample)) == sample
+    rows = PREDICTIONS.rows([predicted(sample, Said("[SEG]", columns(5, 20)))])
+    old = rows if columns_are_there else rows.drop_columns(["levels"])
+    table = Table("predictions", 1, old.schema, "parquet", "")
+    made = Artifact(Folder(str(tmp_path / "answers")), {"of": "a test"}, table, 1)
+    made.write(0, old)
+    (answer,) = read_predictions(made)
+    assert (answer.targets, answer.levels) == (sample.masks, sample.levels if columns_are_there else [])
+    assert overlap_of(answer).iou == pytest.approx(1 if columns_are_there else 10 / 15, abs=1e-5)
+
+
+def test_samples_of_before_there_were_levels_are_read(files: Files):
+    files.add("refs", "refs.p", [reference(1, "the twice")])
+    (sample,) = dialogues(files.draft())
+    row = plain(sample)
+    assert revive(Sample, row) == sample
+    del row["levels"], row["references"]
+    assert revive(Sample, row) == replace(sample, levels=[])

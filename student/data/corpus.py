@@ -130,8 +130,12 @@ class Corpus:
 
     def order(self, seed: int, mixture: Mixture) -> Order:
         """Which visit comes at each position of training. ConfigError where the mixture names what is not there."""
-        sizes = dict(zip(self.parts, np.bincount(self.part_N, minlength=len(self.parts)).tolist(), strict=True))
-        return Order(seed, len(self), self.part_N, list(mixture.times(sizes).values()))
+        pictures = self._sizes(np.unique(self._index[:, [0, 2, 3]], axis=0)[:, 2]) if mixture.per == "picture" else None
+        return Order(seed, len(self), self.part_N, list(mixture.times(self._sizes(self.part_N), pictures).values()))
+
+    def _sizes(self, parts: np.ndarray) -> dict[str, int]:
+        """How often the number of each part is among these."""
+        return dict(zip(self.parts, np.bincount(parts, minlength=len(self.parts)).tolist(), strict=True))
 
     @property
     def part_N(self) -> np.ndarray:

@@ -10,12 +10,13 @@ Shapes: N samples of the corpus, E showings of an epoch.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from pydantic import model_validator
 
-from schemas.config import Config
+from schemas.config import Config, later
+from schemas.dialogue import IN_ORDER
 from schemas.errors import ConfigError
 from student.data.visits import Visit
 
@@ -26,29 +27,37 @@ WHERE = "train.mixture"
 class Mixture(Config):
     """`repeats`: how often an epoch shows the samples of a part, once where nothing is said; of 2.5 it shows every sample
     twice and half of them once more, another half the next time. `weights`, in their place: an epoch has as many samples
-    as there are, shared out among the named parts by weight, evenly within each name."""
+    as there are, shared out among the named parts by weight, evenly within each name.
+
+    With `per = "picture"` repeats are the authors': a picture of which a part has several dialogues is shown as often as one of
+    which it has one, and the dialogues take turns. Conversations are shown for themselves."""
 
     repeats: dict[str, float] = {}
     weights: dict[str, float] = {}
+    per: Literal["dialogue", "picture"] = later("dialogue")
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if self.repeats and self.weights:
             raise ValueError("say repeats or weights, not both")
+        if self.weights and self.per == "picture":
+            raise ValueError('per = "picture" is for repeats: weights share out an epoch whatever a picture has')
         odd = {name: value for name, value in (self.repeats | self.weights).items() if not 0 <= value < float("inf")}
         if odd:
             raise ValueError(f"no number of times to show a sample: {odd}")
         return self
 
-    def times(self, sizes: Mapping[str, int]) -> dict[str, float]:
-        """How often an epoch shows each sample of a part. sizes: samples by part. ConfigError for a name of no part."""
+    def times(self, sizes: Mapping[str, int], pictures: Mapping[str, int] | None = None) -> dict[str, float]:
+        """How often an epoch shows each sample of a part. sizes: samples by part; pictures: those that these are about, for
+        `per = "picture"`. ConfigError for a name of no part."""
         named = self.weights or self.repeats
         lost = [name for name in named if not any(_stands_for(name, part) for part in sizes)]
         if lost:
             raise ConfigError(f"there are no samples of {', '.join(lost)}", WHERE, f"Known: {_known(sizes)}.")
         names = {part: max((n for n in named if _stands_for(n, part)), key=len, default=None) for part in sizes}
         if not self.weights:
-            return {part: 1.0 if name is None else self.repeats[name] for part, name in names.items()}
+            shares = {part: pictures[part] / sizes[part] for part in sizes if sizes[part] and _by_picture(part)} if pictures else {}
+            return {part: shares.get(part, 1) * (1.0 if name is None else self.repeats[name]) for part, name in names.items()}
         unsaid = [part for part, name in names.items() if name is None]
         if unsaid:
             raise ConfigError(f"no weight for {', '.join(unsaid)}", f"{WHERE}.weights", "Give it one; 0 leaves it out.")
@@ -61,6 +70,10 @@ class Mixture(Config):
         whole = sum(self.weights[name] for name, count in counts.items() if count) or 1.0
         share = {name: self.weights[name] / whole * counts.total() / count for name, count in counts.items() if count}
         return {part: share.get(name, 0.0) for part, name in names.items()}
+
+
+def _by_picture(part: str) -> bool:
+    return part.partition("/")[0] not in IN_ORDER
 
 
 def _stands_for(name: str, part: str) -> bool:

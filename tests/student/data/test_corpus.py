@@ -144,6 +144,19 @@ def with_long_answer(samples: Artifact, folder: Folder) -> Artifact:
     return remade(samples, folder, change)
 
 
+def test_by_the_picture_repeats_are_of_pictures(small_store: Store):
+    def doubled(_: int, rows: pa.Table) -> pa.Table:
+        """Every caption twice, and so two dialogues of it for a picture."""
+        again = [number for number, task in enumerate(rows.column("task").to_pylist()) for _ in range(1 + (task == "caption"))]
+        return rows.take(pa.array(again))
+
+    corpus = open_corpus(small_store, samples=remade(small_store.samples, small_store.folder.child("doubled"), doubled))
+    order = corpus.order(0, Mixture(repeats={"caption": 3}, per="picture"))
+    shown = Counter(corpus.sample(visit.sample).task for visit in order.between(0, order.size))
+    assert shown == {"caption": 3 * 6, "segmentation": 6, "choice": 6}
+    assert corpus.order(0, Mixture(repeats={"caption": 3})).size == 3 * 12 + 12
+
+
 def test_what_is_too_long_is_left_out_and_nothing_else(small_store: Store):
     samples, short = with_long_answer(small_store.samples, small_store.folder.child("long")), micro_config(max_length=150)
     corpus = open_corpus(small_store, samples=samples, config=short)

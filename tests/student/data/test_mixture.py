@@ -72,6 +72,14 @@ def test_a_name_stands_for_all_parts_that_begin_with_it_and_the_longest_counts()
     assert times == {"caption/pix2cap": 1, "segmentation/refcoco": 4, "segmentation/refcoco+": 0.5, "choice": 1}
 
 
+def test_by_the_picture_its_dialogues_take_turns_and_conversations_are_shown_for_themselves():
+    sizes = {"conversation/llava": 30, "caption/pix2cap": 30, "segmentation/refcoco": 20, "choice": 0}
+    pictures = {"conversation/llava": 10, "caption/pix2cap": 10, "segmentation/refcoco": 20, "choice": 0}
+    mixture = Mixture(repeats={"caption": 4, "segmentation": 3}, per="picture")
+    shown = {part: times * sizes[part] for part, times in mixture.times(sizes, pictures).items()}
+    assert shown == {"conversation/llava": 30, "caption/pix2cap": pytest.approx(40), "segmentation/refcoco": 60, "choice": 0}
+
+
 def test_weights_share_out_an_epoch_of_as_many_samples_as_there_are():
     times = Mixture(weights={"segmentation": 3, "caption": 1, "choice": 0}).times(SIZES)
     shown = {part: times[part] * size for part, size in SIZES.items()}
@@ -104,7 +112,7 @@ def test_an_epoch_of_nothing_is_refused():
 
 
 @pytest.mark.parametrize(
-    "said", [{"repeats": {"a": -1}}, {"repeats": {"a": float("nan")}}, {"repeats": {"a": 1}, "weights": {"a": 1}}]
+    "said", [{"repeats": {"a": -1}}, {"repeats": {"a": float("nan")}}, {"repeats": {"a": 1}, "weights": {"a": 1}}, {"weights": {"a": 1}, "per": "picture"}]
 )
 def test_a_mixture_that_means_nothing_is_refused(said: dict):
     with pytest.raises(ValidationError):

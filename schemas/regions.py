@@ -103,11 +103,14 @@ class Rle:
 
 
 def _check_counts(text: str, pixels: int) -> None:
-    """Refuse compressed counts that do not cover exactly the image: the C decoder would write past its buffer."""
+    """Refuse compressed counts that do not cover exactly the image: the C decoder would write past its buffer. It shifts
+    32 bits, too, and misreads what has more; six groups of five are all that runs below 2^29 need."""
     runs, position = [], 0
     while position < len(text):
         value, shift, more = 0, 0, True
         while more:
+            if shift == 30:
+                raise DataError("the RLE's counts hold a number of more than 30 bits")
             if position >= len(text):
                 raise DataError("the RLE's counts end in the middle of a number")
             character = ord(text[position]) - 48

@@ -59,7 +59,7 @@ def picture(record: Any) -> str:
 def flatten_caption(record: Any) -> list[Statement]:
     if "file_name" not in record:
         number, said = _only(record)
-        phrases = [_Phrase(each["sentence"], None, [each["segmentation"]], is_placed=False) for each in said["refs"]]
+        phrases = [_Phrase(each.get("sentence"), None, [each.get("segmentation")], is_placed=False) for each in said["refs"]]
         return [_statement(f"caption {number}", said["caption"].lower(), said["caption"].lower().strip(), phrases)]
     caption, what = record["caption"], f"caption of {record['file_name']}"
     size = {"size": (record.get("width"), record.get("height"))}
@@ -70,13 +70,18 @@ def flatten_caption(record: Any) -> list[Statement]:
     if len(caption.split()) < FEWEST_WORDS:
         raise Unusable("text", f"a caption of fewer than {FEWEST_WORDS} words")
     placed = [each for each in record["phrases"] if not each.get("ignore")]
-    phrases = [_Phrase(None, each["tokens_positive"][0], [each["sam_mask"]]) for each in placed]
+    phrases = [_Phrase(None, _first(each.get("tokens_positive")), [each.get("sam_mask")]) for each in placed]
     return [_statement(what, caption, caption.strip(), phrases) | size]
 
 
 def _statement(what: str, caption: str, text: str, phrases: list[_Phrase]) -> Statement:
     """`text` is what is taken of the caption, `cut` how many letters of it stood before."""
     return {"what": what, "text": text, "cut": caption.index(text), "phrases": phrases}
+
+
+def _first(places: Any) -> Any:
+    """Where a phrase of Flickr30k is tagged; it may have several places."""
+    return places[0] if isinstance(places, list) and places else None
 
 
 def _only(record: Any) -> tuple[str, Any]:
@@ -121,6 +126,8 @@ def _spans(draft: Draft, file: SourceFile, statement: Statement, text: str) -> l
 def _span(phrase: _Phrase, text: str, cut: int, find: Callable[[str], tuple[int, int]]) -> Span:
     if not phrase.is_placed:
         return Span(*find(wording(phrase.text)), phrase.masks, is_sought=True)
+    if phrase.place is None:
+        raise Unusable("phrase", "it does not say which letters it is")
     start, end = map(integer, phrase.place)
     shifts = (cut,) if phrase.text is None else (cut, 0)
     for first, last in ((start - shift, end - shift) for shift in shifts):

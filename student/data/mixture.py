@@ -47,7 +47,7 @@ class Mixture(Config):
             raise ValueError(f"no number of times to show a sample: {odd}")
         return self
 
-    def times(self, sizes: Mapping[str, int], pictures: Mapping[str, int] | None = None) -> dict[str, float]:
+    def times(self, sizes: dict[str, int], pictures: Mapping[str, int] | None = None) -> dict[str, float]:
         """How often an epoch shows each sample of a part. sizes: samples by part; pictures: those that these are about, for
         `per = "picture"`. ConfigError for a name of no part."""
         named = self.weights or self.repeats
@@ -56,8 +56,9 @@ class Mixture(Config):
             raise ConfigError(f"there are no samples of {', '.join(lost)}", WHERE, f"Known: {_known(sizes)}.")
         names = {part: max((n for n in named if _stands_for(n, part)), key=len, default=None) for part in sizes}
         if not self.weights:
-            shares = {part: pictures[part] / sizes[part] for part in sizes if sizes[part] and _by_picture(part)} if pictures else {}
-            return {part: shares.get(part, 1) * (1.0 if name is None else self.repeats[name]) for part, name in names.items()}
+            shown = sizes | {part: count for part, count in (pictures or {}).items() if _by_picture(part)}
+            repeats = {part: 1.0 if name is None else self.repeats[name] for part, name in names.items()}
+            return {part: repeats[part] * shown[part] / size if size else 0.0 for part, size in sizes.items()}
         unsaid = [part for part, name in names.items() if name is None]
         if unsaid:
             raise ConfigError(f"no weight for {', '.join(unsaid)}", f"{WHERE}.weights", "Give it one; 0 leaves it out.")

@@ -140,13 +140,14 @@ class Rows:
     def of(cls, vocabulary: Vocabulary, folder: Path, rows: int) -> "Rows":
         """rows: how many the base has, of which those beyond its tokenizer are padding."""
         ids = read_tokenizer(folder).ids
-        if len(ids) > rows:
-            raise DataError(f"a tokenizer of {len(ids)} tokens beside embeddings of {rows}", str(folder), _AGAIN)
+        tokens = max(ids.values(), default=-1) + 1
+        if tokens > rows:
+            raise DataError(f"a tokenizer of {tokens} tokens beside embeddings of {rows}", str(folder), _AGAIN)
         sources = torch.full((len(vocabulary),), -1)
         known = 0
         for token, number in vocabulary.ids().items():
             known += token in ids
-            sources[number] = ids.get(token, number if len(ids) <= number < rows else -1)
+            sources[number] = ids.get(token, number if tokens <= number < rows else -1)
         return cls(sources, known)
 
     @property

@@ -188,13 +188,13 @@ def _indexed(index: Path) -> list[Path]:
     ending = index.name.split(".")[-3]
     named = places.values() if isinstance(places, dict) else ()
     names = sorted({name if isinstance(name, str) else "" for name in named})
-    files = [index.parent / name for name in names]
-    if not files or any(Path(name).name != name or not name.endswith(f".{ending}") for name in names):
+    if not names or any(Path(name).name != name or not name.endswith(f".{ending}") for name in names):
         raise DataError("the index names no files of its own folder", str(index), _AGAIN)
-    lacking = [file.name for file in files if not file.is_file()]
+    there = {file.name for file in index.parent.iterdir() if file.is_file()}
+    lacking = [f"{name!r:.80}" for name in names if name not in there]
     if lacking:
         raise DataError(f"the index names files that are not there: {_some(lacking)}", str(index), _AGAIN)
-    return files
+    return [index.parent / name for name in names]
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

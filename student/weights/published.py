@@ -7,6 +7,7 @@ What is not as it should be is a DataError that names the file; nothing of the f
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,8 @@ from schemas.errors import DataError
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _WHOLE = "Fetch the folder again."
+_HALF = re.compile("[\ud800-\udfff]")  # of a pair of surrogates: JSON can say it, and it is no text
+_DIGITS = 9  # of an id, at most
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "added_tokens.json")
 
 
@@ -56,6 +59,8 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
     numbers = list(pieces.values())
     if not all(type(number) is int for number in numbers) or sorted(numbers) != list(range(len(pieces))):
         raise DataError("its pieces are not numbered from 0 without a gap", where, _WHOLE)
+    if half := next(filter(_HALF.search, pieces), None):
+        raise DataError(f"the piece {half!r:.80} is no Unicode text", where, _WHOLE)
     strange = next((pair for pair in merges if not {*pair, "".join(pair)} <= pieces.keys()), None)
     if strange:
         raise DataError(f"the merge of {strange[0]!r} and {strange[1]!r} is of no pieces that there are", where, _WHOLE)
@@ -120,8 +125,13 @@ def _told_with_flags(folder: Path) -> list[tuple[int, dict[str, Any], str]]:
     if whole.is_file() and isinstance(listed := read_json(whole).get("added_tokens"), list):
         told += [(each.get("id") if isinstance(each, dict) else None, each, str(whole)) for each in listed]
     if config.is_file() and isinstance(decoder := read_json(config).get("added_tokens_decoder"), dict):
-        told += [(int(key) if key.isdecimal() else None, each, str(config)) for key, each in decoder.items()]
+        told += [(_number(key), each, str(config)) for key, each in decoder.items()]
     return [_checked(number, fields, where) for number, fields, where in told]
+
+
+def _number(key: str) -> int | None:
+    """The id that a key says, if it says one."""
+    return int(key) if key.isdecimal() and len(key) <= _DIGITS else None
 
 
 def _told_by_name(folder: Path) -> list[tuple[int, dict[str, Any], str]]:
@@ -134,6 +144,8 @@ def _told_by_name(folder: Path) -> list[tuple[int, dict[str, Any], str]]:
 def _checked(number: Any, fields: Any, where: str) -> tuple[int, dict[str, Any], str]:
     """An added token's id, its text and flags and nothing else."""
     if type(number) is not int or not isinstance(fields, dict) or not isinstance(fields.get("content"), str):
-        raise DataError("an added token lacks id or text", where, _WHOLE)
+        raise DataError(f"an added token lacks id or text (an id has at most {_DIGITS} digits)", where, _WHOLE)
+    if _HALF.search(fields["content"]):
+        raise DataError(f"the added token {fields['content']!r:.80} is no Unicode text", where, _WHOLE)
     flags = {flag: fields[flag] for flag in _FLAGS if isinstance(fields.get(flag), bool)}
     return number, {"content": fields["content"], **flags}, where

@@ -78,6 +78,22 @@ def test_real_compressed_counts_pass_the_check(rng):
         assert Rle.from_coco({"size": [37, 23], "counts": rle.counts}, 37, 23) == rle
 
 
+@pytest.mark.parametrize(("padding", "is_read"), [("M", True), ("moooO", True), ("mooooO", False), ("moooooO", False)])
+def test_a_number_longer_than_the_c_decoder_can_shift_is_refused(padding, is_read):
+    segmentation = {"size": [8, 10], "counts": f"4V24l{padding}"}  # 4, 70, 4 and 2, which is written as 2 - 70
+    if is_read:
+        assert Rle.from_coco(segmentation, 8, 10).mask().sum() == Rle.from_coco(segmentation, 8, 10).area == 72
+        return
+    with pytest.raises(DataError, match="more than 30 bits"):
+        Rle.from_coco(segmentation, 8, 10)
+
+
+@pytest.mark.parametrize("run", [2**24, 2**29 - 1])
+def test_runs_below_two_to_the_29_are_read_whether_they_grow_or_shrink(run):
+    for counts in ([0, run, 3, 5], [0, 5, 3, run]):
+        assert Rle.from_coco({"size": [1, run + 8], "counts": counts}, 1, run + 8).area == run + 5
+
+
 def test_box_masks_are_clipped_and_finite():
     assert box_mask((-5, -5, 3, 2), 6, 8).sum() == 6
     with pytest.raises(DataError, match="not finite"):

@@ -169,6 +169,11 @@ def test_descriptions_of_regions_are_captions_without_what_stands_before_them(fi
     assert draft.captions == [Caption(1, "A cat: asleep.", "train", "osprey"), Caption(2, "A sky.", "train", "osprey")]
 
 
+def test_what_stands_before_a_colon_is_dropped_if_it_has_both_brackets(files: Files):
+    draft = osprey(files, outlined([LEFT], description=["<Region1>: Lower < higher: a cat: wider > taller: asleep."]))
+    assert [each.text for each in draft.captions] == ["Lower < higher: a cat: wider > taller: asleep."]
+
+
 ASKED_OF_ONE = talking("What is <region1>?", "A cat.")
 
 

@@ -1,5 +1,5 @@
-"""Dialogues in which every object has a mask: GLaMM's grounded captions, MUSE and the classes of COCO panoptic, each read for
-one picture of 40 x 30 pixels, and what goes wrong in them."""
+"""Dialogues in which every object has a mask: GLaMM's grounded captions and the classes of COCO panoptic, each read for one
+picture of 40 x 30 pixels, and what goes wrong in them."""
 
 import json
 import tracemalloc
@@ -89,6 +89,12 @@ def test_what_is_wrong_with_a_grounded_caption_is_named(files: Files, named: lis
     assert not draft.conversations
 
 
+def test_of_phrases_that_begin_together_the_longer_is_tagged(files: Files):
+    draft = grounded(files, "a fat cat on a mat", ("a fat", [LEFT]), ("a fat cat", [RIGHT]), ("a mat", [LEFT]))
+    assert draft.conversations[0].turns[0].answer == "<p> a fat cat </p> <object0> on <p> a mat </p> <object1>"
+    assert [fault.rpartition(": ")[2] for fault in draft.faults] == ["letters 0 to 5 lie across another phrase"]
+
+
 def test_a_phrase_whose_mask_cannot_be_used_is_left_out(files: Files):
     draft = grounded(files, "a cat and a dog", ("a cat", [[0, 0, 5, 5]]), ("a dog", [RIGHT]))
     assert kinds(draft) == ["mask"]
@@ -130,9 +136,9 @@ def test_phrases_with_their_letters_keep_their_case_and_their_masks_are_joined(f
         (["mask", "phrase"], caption_of("A cat", {"cat": placed(2, 5) | {"rle_masks": "all"}})),
         (["record", "phrase"], caption_of("A cat", {"cat": placed(2, "5", rle(left_half()))})),
         (["record", "phrase"], caption_of("A cat", {"cat": {"token_positives": [2], "rle_masks": []}})),
-        (["record", "phrase"], caption_of("A cat", {"cat": {"rle_masks": []}})),
-        (["record", "phrase"], caption_of("A cat", {"cat": {}})),
-        (["record", "phrase"], caption_of("A cat", {"cat": placed(2, 5, rle(left_half())) | {"token_positives": None}})),
+        (["phrase", "phrase"], caption_of("A cat", {"cat": {"rle_masks": []}})),
+        (["phrase", "phrase"], caption_of("A cat", {"cat": {}})),
+        (["phrase", "phrase"], caption_of("A cat", {"cat": placed(2, 5, rle(left_half())) | {"token_positives": None}})),
         (["phrase", "phrase"], caption_of("A cat", {"dog": placed(2, 5, rle(left_half()))})),
         (["phrase", "phrase"], caption_of('"A cat', {"cat": placed(1, 4, rle(left_half()))})),
         (["record"], caption_of("A cat", ["cat"])),
@@ -197,12 +203,38 @@ def test_captions_of_flickr_take_their_phrases_from_the_annotations(files: Files
     [
         (["text"], flickr(caption="A cat")),
         (["phrase"], flickr()),
-        (["record"], flickr({"tokens_positive": []})),
-        (["record"], flickr({"tokens_positive": [[0, 5]]})),
+        (["phrase", "phrase"], flickr({"tokens_positive": []})),
+        (["mask", "phrase"], flickr({"tokens_positive": [[0, 5]]})),
     ],
 )
 def test_what_is_wrong_with_a_caption_of_flickr_is_named(files: Files, named: list[str], data: Any):
     assert kinds(captioned(files, data)) == named
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacking"),
+    [
+        ("phrase", {"tokens_positive": []}),
+        ("phrase", {"tokens_positive": {}}),
+        ("phrase", {"tokens_positive": None}),
+        ("phrase", {"sam_mask": rle(~left_half())}),
+        ("mask", {"tokens_positive": [[12, 19]]}),
+    ],
+)
+def test_a_phrase_of_flickr_without_a_place_or_a_mask_leaves_the_others(files: Files, kind: str, lacking: dict[str, Any]):
+    cat = {"tokens_positive": [[0, 5]], "sam_mask": rle(left_half())}
+    draft = captioned(files, flickr(cat, lacking))
+    assert kinds(draft) == [kind]
+    assert draft.conversations[0].turns == [Turn("", "<p> A cat </p> <object0> under the sky")]
+
+
+@pytest.mark.parametrize("kind", ["sentence", "segmentation"])
+def test_a_reference_that_lacks_something_leaves_the_others(files: Files, kind: str):
+    refs = [{"sentence": "a cat", "segmentation": [LEFT]}, {"sentence": "a mat", "segmentation": [RIGHT]}]
+    del refs[1][kind]
+    draft = captioned(files, [{"17": {"img_file_name": NAME, "caption": "A cat on a mat", "refs": refs}}])
+    assert kinds(draft) == [{"sentence": "text", "segmentation": "mask"}[kind]]
+    assert draft.conversations[0].turns == [Turn("", "<p> a cat </p> <object0> on a mat")]
 
 
 @pytest.mark.parametrize(("caption", "place"), [("  A cat sleeps", [2, 7]), ('"A cat" sleeps', [1, 6])])
@@ -234,81 +266,6 @@ def test_a_grounded_record_of_another_form_belongs_nowhere(files: Files, record:
     assert page.statements[0]["fault"][0] == "record"
 
 
-# -- MUSE --------------------------------------------------------------------------------------------------------------
-
-
-def target(segmentation: Any, name: str = "cat", **more: Any) -> dict[str, Any]:
-    return {"segmentation": segmentation, "category_name": name} | more
-
-
-def muse(files: Files, answers: list[Any], texts: list[Any], **changes: Any) -> Draft:
-    record = {
-        "file_name": NAME,
-        "width": WIDTH,
-        "height": HEIGHT,
-        "questions": ["Who is there?", "And who sleeps?"][: len(answers)],
-    }
-    return files.add(
-        "muse", "muse.json", [record | {"answers": answers, "text_answers": texts} | changes], split="train"
-    ).draft()
-
-
-def test_an_answer_of_muse_has_a_tag_for_each_mask(files: Files):
-    answers = [[target([LEFT]), target(rle(~left_half()))], [target([LEFT])]]
-    draft = muse(files, answers, ["The cat {seg} beside the dog {seg}.", "{seg}, I think"])
-    assert not draft.faults
-    (told,) = draft.conversations
-    assert told.turns == [
-        Turn("Who is there? Respond with segmentation masks.", "The cat <object0> beside the dog <object1>."),
-        Turn("And who sleeps? Respond with segmentation masks.", "<object2>, I think"),
-    ]
-    assert (told.pointed, told.segmented) == ([], [Tag("<object0>", 1), Tag("<object1>", 2), Tag("<object2>", 1)])
-
-
-def test_objects_without_a_text_are_put_into_words_with_a_mask_each(files: Files):
-    three = [target([LEFT]), target([RIGHT], "dog", rephrased_name="sleepy dog"), target([[0, 0, 9, 0, 9, 9]], "cow")]
-    draft = muse(files, [three], [None])
-    (turn,) = draft.conversations[0].turns
-    assert [turn.answer.count(f"<object{number}>") for number in range(4)] == [1, 1, 1, 0]
-    assert turn.answer.endswith(".")
-    again = Files(files.folder / "again")
-    again.folder.mkdir()
-    assert muse(again, [three], [None]).conversations == draft.conversations
-
-
-@pytest.mark.parametrize(
-    ("kind", "answers", "texts", "changes"),
-    [
-        ("count", [[target([LEFT])]], ["no mask"], {}),
-        ("count", [[target([LEFT])]], ["{seg} and {seg}"], {}),
-        ("count", [[]], [None], {}),
-        ("size", [[target([LEFT])]], ["{seg}"], {"width": 41}),
-        ("text", [[target([LEFT])]], ["<object0> {seg}"], {}),
-        ("text", [[target([LEFT], "[SEG]")]], [None], {}),
-        ("text", [], [], {}),
-        ("mask", [[target([[0, 0, 5, 5]])]], ["{seg}"], {}),
-        ("record", [[target([LEFT])]], ["{seg}", "{seg}"], {}),
-        ("record", [["cat"]], ["{seg}"], {}),
-        ("record", [5], ["{seg}"], {}),
-        ("record", [[target([LEFT])]], ["{seg}"], {"questions": None}),
-    ],
-)
-def test_what_is_wrong_with_a_record_of_muse_is_named(files: Files, kind: str, answers: Any, texts: Any, changes: Any):
-    draft = muse(files, answers, texts, **changes)
-    assert kinds(draft) == [kind]
-    assert (draft.conversations, draft.objects) == ([], [])
-
-
-def test_a_refused_conversation_leaves_no_object_behind(files: Files):
-    draft = muse(files, [[target([LEFT])], [target([RIGHT])]], ["{seg}", "no mask"])
-    assert (kinds(draft), draft.conversations, draft.objects) == (["count"], [], [])
-
-
-def test_muse_calls_a_picture_by_its_name_or_its_address(files: Files):
-    record = {"coco_url": f"http://pictures.example/train2017/{NAME}", "questions": ["Who?"], "answers": [[target([LEFT])]]}
-    assert len(files.add("muse", "muse.json", [record], split="train").draft().conversations) == 1
-
-
 # -- classes -----------------------------------------------------------------------------------------------------------
 
 NAMES = ["cat", "sky-other-merged", "tree-merged", "floor-wood", *(f"thing {k}" for k in range(12))]
@@ -316,9 +273,9 @@ LISTED = [{"id": k, "name": name, "isthing": int(k not in (1, 2, 3))} for k, nam
 
 
 def classed(files: Files, kind: str, *segments: tuple[Any, Any], **config: Any) -> Draft:
-    """Segment `n` of the first file is column 4 n of the picture and the three beside it."""
+    """Segments of the first file are four columns wide; their numbers run from right to left."""
     (files.folder / "panoptic").mkdir()
-    ids_HW = np.tile(np.arange(WIDTH, dtype=np.uint8) // 4, (HEIGHT, 1))
+    ids_HW = np.tile(np.arange(WIDTH, dtype=np.uint8)[::-1] // 4, (HEIGHT, 1))
     Image.fromarray(np.stack([ids_HW, 0 * ids_HW, 0 * ids_HW], axis=-1)).save(files.folder / "panoptic" / "5.png")
     told = [{"id": number, "category_id": category} for number, category in segments]
     crowd = {"id": 9, "category_id": 0, "iscrowd": 1}
@@ -337,10 +294,10 @@ def test_all_segments_of_a_class_are_asked_for_together(files: Files):
 
 
 def test_things_are_segmented_one_by_one_from_left_to_right_and_stuff_as_it_is(files: Files):
-    things, stuff = classed(files, "instance", (3, 0), (1, 0), (5, 3), split="evaluation").references
+    things, stuff = classed(files, "instance", (1, 0), (3, 0), (5, 3), split="evaluation").references
     assert things.question == f"{phrases.SEGMENT[0].format('cat')} {phrases.INSTANCES}"
     assert things.answer == "cat-1 <object0> cat-2 <object1>."
-    assert things.tags == [Tag("<object0>", 1), Tag("<object1>", 3)]
+    assert things.tags == [Tag("<object0>", 3), Tag("<object1>", 1)]
     assert stuff.question == f"{phrases.SEGMENT[0].format('floor wood')} {phrases.SEMANTIC}"
     assert (stuff.answer, stuff.tags) == ("floor wood <object0>.", [Tag("<object0>", 5)])
 

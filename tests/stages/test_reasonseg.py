@@ -165,6 +165,13 @@ def test_a_folder_without_records_is_named_and_its_digest_is_of_what_they_say(fi
     assert digests[0] != digests[1]
 
 
+def test_records_are_known_by_the_names_of_their_files(files: Files):
+    reasoning(files, asking(TARGET))
+    before = annotation_digests(files.source())
+    (files.folder / "reason0" / "a.json").rename(files.folder / "reason0" / "b.json")
+    assert annotation_digests(files.source())["reason0"] != before["reason0"]
+
+
 def test_the_name_of_a_file_that_is_not_utf_8_stands_in_a_line_that_can_be_stored(tmp_path: Path):
     folder = tmp_path / "reason"
     folder.mkdir()

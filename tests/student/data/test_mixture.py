@@ -112,7 +112,13 @@ def test_an_epoch_of_nothing_is_refused():
 
 
 @pytest.mark.parametrize(
-    "said", [{"repeats": {"a": -1}}, {"repeats": {"a": float("nan")}}, {"repeats": {"a": 1}, "weights": {"a": 1}}, {"weights": {"a": 1}, "per": "picture"}]
+    "said",
+    [
+        {"repeats": {"a": -1}},
+        {"repeats": {"a": float("nan")}},
+        {"repeats": {"a": 1}, "weights": {"a": 1}},
+        {"weights": {"a": 1}, "per": "picture"},
+    ],
 )
 def test_a_mixture_that_means_nothing_is_refused(said: dict):
     with pytest.raises(ValidationError):

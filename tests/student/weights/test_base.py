@@ -84,6 +84,14 @@ def test_a_row_follows_the_text_of_its_token_not_its_number(tmp_path):
     assert torch.equal(table[at : at + len(ADDED)], theirs[at + 1 : at + 1 + len(ADDED)])
 
 
+def test_a_token_beyond_the_rows_is_told_though_the_vocabulary_was_made_before(tmp_path):
+    write_qwen(tmp_path)
+    student, vocabulary, _ = started(tmp_path, fitting())
+    (tmp_path / "added_tokens.json").write_text('{"[SEG]": 99999}')
+    with pytest.raises(DataError, match="a tokenizer of 100000 tokens beside embeddings of"):
+        base.load(student, vocabulary, BaseConfig(weights="micro", folder=str(tmp_path)), 0)
+
+
 def test_what_a_model_of_text_has_not_stays_as_drawn(tmp_path):
     write_qwen(tmp_path)
     student, vocabulary, told = started(tmp_path, fitting())
@@ -106,6 +114,15 @@ def test_an_early_fusion_base_brings_its_pixels(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(settings | {"vision_patch_size": 32}))
     with pytest.raises(ConfigError, match=r"patch = 16 where the base has 32.*Set under \[student\]: patch = 32\."):
         started(tmp_path, fitting())
+
+
+def test_what_is_computed_anew_may_stand_in_a_base(tmp_path):
+    write_qwen(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    waves = {f"model.{name}rotary_emb.inv_freq": torch.ones(4) for name in ("", "layers.0.self_attn.", "layers.1.self_attn.")}
+    save_file(tensors | waves, tmp_path / "model.safetensors")
+    _, _, told = started(tmp_path, fitting())
+    assert told.tensors == len(tensors)
 
 
 def test_every_size_that_differs_is_named_with_what_to_set(tmp_path):
@@ -160,9 +177,21 @@ def climbing(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def shard_gone(folder: Path) -> None:
-    index = {"weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+def shard_gone(folder: Path, name: str = "model-00001-of-00001.safetensors") -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+
+
+def shard_of_a_long_name(folder: Path) -> None:
+    shard_gone(folder, f"{'m' * 5000}.safetensors")
+
+
+def shard_of_two_lines(folder: Path) -> None:
+    shard_gone(folder, "a\nb\0.safetensors")
+
+
+def shard_is_a_folder(folder: Path) -> None:
+    (folder / "part.safetensors").mkdir()
+    shard_gone(folder, "part.safetensors")
 
 
 def pickled(folder: Path) -> None:
@@ -199,7 +228,10 @@ def few_rows(folder: Path) -> None:
         (of_integers, r"not of floating point: single_transformer\.model\.norm\.weight"),
         (cut, "not a safetensors file"),
         (climbing, "names no files of its own folder"),
-        (shard_gone, "not there: model-00001-of-00001.safetensors"),
+        (shard_gone, "not there: 'model-00001-of-00001.safetensors'"),
+        (shard_of_a_long_name, r"not there: 'm{79}\."),
+        (shard_of_two_lines, r"not there: 'a\\nb\\x00\.safetensors'"),
+        (shard_is_a_folder, "not there: 'part.safetensors'"),
         (pickled, "no weights here"),
         (no_object, "no JSON object"),
         (deep, "cannot be read"),

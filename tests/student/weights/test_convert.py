@@ -99,6 +99,23 @@ def test_a_folder_of_many_files_is_read_by_its_index(tmp_path):
     assert same(student, other)
 
 
+def test_a_tensor_stands_in_one_file(tmp_path):
+    state = made(1).state_dict()
+    for name in ("a.pth", "b.pth"):
+        torch.save(state, tmp_path / name)
+    with pytest.raises(DataError, match=r"b\.pth: .* stands in two files"):
+        convert.load(made(2), tmp_path)
+
+
+@pytest.mark.parametrize("changed", [torch.Tensor.to_sparse, lambda tensor: tensor.to("meta")])
+def test_tensors_without_plain_numbers_are_named(tmp_path, changed):
+    name = "seg_token_projector.2.weight"
+    state = made(1).state_dict()
+    torch.save(state | {name: changed(state[name])}, tmp_path / "odd.pth")
+    with pytest.raises(DataError, match=f"not of floating point: {name}"):
+        convert.load(made(2), tmp_path / "odd.pth")
+
+
 def test_half_precision_is_widened(tmp_path):
     student, other = made(1).to(torch.bfloat16), made(2)
     student.single_transformer.model.vp_embed.float()

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig
 
 from schemas.errors import ConfigError, DataError
@@ -41,6 +42,17 @@ def test_what_is_exported_comes_back(tmp_path, tied, shard_bytes):
     assert same(student, again)
     assert again.config == student.config
     assert (known.ids(), known.encode(TEXT)) == (vocabulary.ids(), vocabulary.encode(TEXT))
+
+
+def test_a_shard_is_full_or_of_one_tensor(tmp_path):
+    student, most = made(), 20_000
+    export.write(Folder(str(tmp_path)), student, micro_vocabulary(), "# card", most)
+    sizes = {name: tensor.nbytes for name, tensor in student.state_dict().items()}
+    shards = [list(load_file(path)) for path in sorted(tmp_path.glob("*.safetensors"))]
+    full = [sum(sizes[name] for name in shard) for shard in shards]
+    assert all(size <= most or len(shard) == 1 for size, shard in zip(full, shards, strict=True))
+    assert any(size > most for size in full[1:])
+    assert all(size + sizes[min(after)] > most for size, after in zip(full, shards[1:], strict=False))
 
 
 def test_another_student_starts_from_it(tmp_path):

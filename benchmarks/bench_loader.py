@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from bench_store import features, random_access
+from bench_store import random_access
 from harness import Bar, Result, interleaved, main
 from PIL import Image
 
@@ -244,7 +244,7 @@ def memory(folder: Path, readers: int, epochs: int) -> list[int]:
 
 
 def measure(folder: Path, *, pictures: int, rounds: int) -> Result:
-    access = statistics.median(random_access(folder, features(pictures), 2 * rounds))
+    access = statistics.median(random_access(folder, pictures, 40 * rounds))
     write_store(folder, pictures)
     steps, shares = pictures // BATCH, defaultdict[str, list[float]](list)
     fast, slow = {}, {}

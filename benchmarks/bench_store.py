@@ -5,9 +5,10 @@ before, which is when our store holds it against its checksum. Memmap, .npy and 
 takes. Peers are set up in their favour: no compression, no statistics, raw bytes and not lists of numbers where they allow it,
 and what they give may stay a read-only array.
 
-The bar is taken of our store and the memmap alone, in turns, over files that are written anew some times: where in memory the
-kernel puts a file moves the ratio by more than the rounds do. The table is of all in turns: there each begins with caches that
-the others have swept, which costs the quick ones most. At last both read rows that are on the disk alone.
+The bar is taken of our store and the memmap alone, in turns, in one process after the other, with files of its own each: where
+in memory the kernel puts a file, and what is read of it, moves the ratio by more than the rounds do. The table is of all in
+turns: there each begins with caches that the others have swept, which costs the quick ones most. At last both read rows that
+are on the disk alone.
 """
 
 import os
@@ -18,6 +19,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ SHAPE = (256, 64, 64)
 SPEC = FeatureSpec(teacher="sam2", layer="image_embed", channels=SHAPE[0], grid=SHAPE[1:])
 ROWS_A_SHARD = 16
 ROWS_A_ROUND = 32
-PLACES = 10  # in memory, that the files of the bar have one after the other
+PROCESSES = 20  # that the bar is taken over
 COLD_ROUNDS = 5
 MEMMAP, OURS = "raw memmap", "our store"
 Read = Callable[[int], Any]
@@ -157,8 +159,8 @@ CONTENDERS: dict[str, tuple[Make, str]] = {
 
 def measure(folder: Path, *, rows: int, rounds: int) -> Result:
     bits = features(rows)
-    places = random_access(folder, bits, max(1, rounds // PLACES))
-    bar = Bar(f"{OURS} / {MEMMAP}", statistics.median(places), at_least=0.90)
+    each = random_access(folder, rows, rounds)
+    bar = Bar(f"{OURS} / {MEMMAP}", statistics.median(each), at_least=0.90)
     there = {name: make for name, (make, library) in CONTENDERS.items() if not library or find_spec(library)}
     reads = {name: opened(name, make, folder / str(place), bits) for place, (name, make) in enumerate(there.items())}
     blocks = {name: random_reads(read, rows) for name, read in reads.items()}
@@ -166,22 +168,25 @@ def measure(folder: Path, *, rows: int, rounds: int) -> Result:
     del reads, blocks  # with them go the mappings
     folders = {name: folder / str(place) for place, name in enumerate(there)}
     cold = {"from disk, our store / raw memmap": round(from_disk(folders, rows), 3)}
-    return Result([bar], table, {"the bar, place by place": [f"{place:.3f}" for place in places]} | cold | _peers(there))
+    return Result([bar], table, {"the bar, process by process": [f"{found:.3f}" for found in each]} | cold | _peers(there))
 
 
 def features(rows: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 0x7F80, (rows, *SHAPE), dtype="<u2")
 
 
-def random_access(folder: Path, bits: np.ndarray, rounds: int) -> list[float]:
-    """How fast our store is against the memmap, for each place in memory of their files."""
-    found = []
-    for _ in range(PLACES):
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            reads = {name: opened(name, CONTENDERS[name][0], Path(place, name), bits) for name in (MEMMAP, OURS)}
-            times = interleaved({name: random_reads(read, len(bits)) for name, read in reads.items()}, rounds)
-            found.append(speed(times, OURS, MEMMAP))
-    return found
+def random_access(folder: Path, rows: int, rounds: int) -> list[float]:
+    """How fast our store is against the memmap, in each of some processes that share the rounds."""
+    count = min(PROCESSES, rounds)
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        return pool.starmap(_against_memmap, [(str(folder), rows, rounds // count)] * count, chunksize=1)
+
+
+def _against_memmap(folder: str, rows: int, rounds: int) -> float:
+    bits = features(rows)
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        reads = {name: opened(name, CONTENDERS[name][0], Path(own, name), bits) for name in (MEMMAP, OURS)}
+        return speed(interleaved({name: random_reads(read, rows) for name, read in reads.items()}, rounds), OURS, MEMMAP)
 
 
 def _peers(there: Collection[str]) -> dict[str, Any]:
@@ -249,4 +254,4 @@ def _table(times: Times) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main("store", measure, rows=(128, "rows of 2 MiB"), rounds=(100, "rounds of 32 random reads by each contender"))
+    main("store", measure, rows=(128, "rows of 2 MiB"), rounds=(200, "rounds of 32 random reads by each contender"))

@@ -125,6 +125,10 @@ def codec_of(name: str) -> Codec:
     return Bf16() if name.startswith("bf16") else Int8(number or None)
 
 
+def is_squeezed(name: str) -> bool:
+    return name.endswith("-zstd")
+
+
 def pack(arrays: Arrays, layout: Layout) -> bytes:
     """The arrays in their order."""
     return b"".join(np.ascontiguousarray(arrays[name], dtype=dtype).tobytes() for name, (dtype, _) in layout.items())

@@ -74,10 +74,10 @@ class FeatureRows:
     def _copied(self, path: str, index: ShardIndex, row: int) -> np.ndarray | None:
         """Out of the mapped file."""
         start, end = index.starts_n[row : row + 2].tolist()
-        mapped = self._mapped(path)
+        mapped, bytes_n = self._mapped(path)
         if mapped.size() < end:  # of the file as it now is: to touch what was cut off would end the process
             raise EOFError
-        found = np.frombuffer(mapped, np.uint8, end - start, start).copy()
+        found = bytes_n[start:end].copy()
         if not index.checked_n[row]:
             index.checked_n[row] = zlib.crc32(found.data) == index.crcs_n[row]
         return found if index.checked_n[row] else None
@@ -108,12 +108,14 @@ def spec_of(artifact: Artifact) -> FeatureSpec:
     return artifact.table.spec
 
 
-def _mapped(path: str) -> mmap.mmap:
+def _mapped(path: str) -> tuple[mmap.mmap, np.ndarray]:
+    """The mapping of a file, and its bytes."""
     with open(path, "rb") as file:
         try:
-            return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         except ValueError:  # nothing is left of it
             raise EOFError from None
+    return mapped, np.frombuffer(mapped, np.uint8)
 
 
 def _indices(artifact: Artifact) -> Iterator[ShardIndex]:

@@ -34,7 +34,7 @@ class FeatureSpec(Config):
 
     @property
     def is_squeezed(self) -> bool:
-        return self.codec.endswith("-zstd")
+        return codecs.is_squeezed(self.codec)
 
     def grid_of(self, width: int, height: int) -> Size | None:
         """(h, w) of the map of a picture of this size; None for the teacher's own."""

@@ -37,8 +37,8 @@ class Stored(NamedTuple):
     @classmethod
     def of(cls, spec: FeatureSpec, row: np.ndarray | bytes, grid: tuple[int, int]) -> "Stored":
         """In the memory of an array, which must be writable, as a tensor's must be; of bytes in memory of its own."""
-        size, parts = _layout(spec.codec, spec.channels, grid)
-        if spec.is_squeezed:
+        size, is_squeezed, parts = _layout(spec.codec, spec.channels, grid)
+        if is_squeezed:
             row = _unsqueezed(spec, row, size)
         if len(row) != size:
             raise DataError(f"a row of {len(row)} bytes where {spec.codec} takes {size}", f"features of {spec.teacher}")
@@ -78,13 +78,15 @@ class _Part(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _layout(codec: str, channels: int, grid: tuple[int, int]) -> tuple[int, list[_Part | None]]:
-    """The bytes of a row, and which of `_ARRAYS` it has. Kept: to work it out takes a tenth of the time of reading a row."""
+def _layout(codec: str, channels: int, grid: tuple[int, int]) -> tuple[int, bool, list[_Part | None]]:
+    """The bytes of a row, whether they are squeezed, and which of `_ARRAYS` it has, up to the last. Kept: to work it out takes
+    a tenth of the time of reading a row."""
     parts, at = {}, 0
     for name, (dtype, shape) in codecs.codec_of(codec).layout(channels, *grid).items():
         parts[name] = _Part(np.dtype(dtype), shape, at)
         at = parts[name].end
-    return at, [parts.get(name) for name in _ARRAYS]
+    last = max(map(_ARRAYS.index, parts))
+    return at, codecs.is_squeezed(codec), [parts.get(name) for name in _ARRAYS[: last + 1]]
 
 
 def _unsqueezed(spec: FeatureSpec, row: np.ndarray | bytes, size: int) -> bytes:

@@ -244,7 +244,7 @@ def memory(folder: Path, readers: int, epochs: int) -> list[int]:
 
 
 def measure(folder: Path, *, pictures: int, rounds: int) -> Result:
-    access = statistics.median(random_access(folder, pictures, 40 * rounds))
+    access = statistics.median(random_access(folder, pictures, 40 * rounds, 4 * rounds))
     write_store(folder, pictures)
     steps, shares = pictures // BATCH, defaultdict[str, list[float]](list)
     fast, slow = {}, {}

@@ -159,7 +159,7 @@ CONTENDERS: dict[str, tuple[Make, str]] = {
 
 def measure(folder: Path, *, rows: int, rounds: int) -> Result:
     bits = features(rows)
-    each = random_access(folder, rows, rounds)
+    each = random_access(folder, rows, rounds, min(PROCESSES, rounds))
     bar = Bar(f"{OURS} / {MEMMAP}", statistics.median(each), at_least=0.90)
     there = {name: make for name, (make, library) in CONTENDERS.items() if not library or find_spec(library)}
     reads = {name: opened(name, make, folder / str(place), bits) for place, (name, make) in enumerate(there.items())}
@@ -175,11 +175,10 @@ def features(rows: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 0x7F80, (rows, *SHAPE), dtype="<u2")
 
 
-def random_access(folder: Path, rows: int, rounds: int) -> list[float]:
+def random_access(folder: Path, rows: int, rounds: int, processes: int) -> list[float]:
     """How fast our store is against the memmap, in each of some processes that share the rounds."""
-    count = min(PROCESSES, rounds)
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        return pool.starmap(_against_memmap, [(str(folder), rows, rounds // count)] * count, chunksize=1)
+        return pool.starmap(_against_memmap, [(str(folder), rows, rounds // processes)] * processes, chunksize=1)
 
 
 def _against_memmap(folder: str, rows: int, rounds: int) -> float:

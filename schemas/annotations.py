@@ -23,12 +23,13 @@ class Expression:
 
 @dataclass(frozen=True)
 class Caption:
-    """A sentence about one segment."""
+    """A sentence about one segment, with the levels that the release gives it."""
 
     segment_id: int
     text: str
     split: Split
     source: str
+    levels: list[Level] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

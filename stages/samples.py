@@ -36,7 +36,7 @@ class SamplesStage(MapStage):
     classes (`semantic`), and choices of a class (`classified`), which may bring a negative turn.
 
     With `compat = "paper"` the expressions that a data set has for a picture are one dialogue, from which each visit draws as
-    the release does, and spaces of evaluation questions are where its scripts have them.
+    the release does, and evaluation asks as its scripts do.
 
     `phrasings` and `seed` have no say in words that a reader has chosen: what ReasonSeg, MUSE and the classes of COCO's things
     and regions ask stands in the annotations, in words drawn from the names of file and record.

@@ -10,7 +10,7 @@ import numpy as np
 from schemas.annotations import Caption, Choice, Conversation, Expression, Reference, Tag
 from schemas.config import Compat
 from schemas.dialogue import SEG, PromptSlot, Split, Task, Turn, prompt_token
-from schemas.regions import Level, PromptKind, Rle, Segment, VisualPrompt
+from schemas.regions import Level, PromptKind, Rle, Segment, VisualPrompt, valued
 from stages import phrases
 
 Form = Literal["short", "described", "semantic", "classified"]
@@ -70,8 +70,9 @@ class Dialogue:
         self.has_denied = False
 
     @property
-    def has_release_spacing(self) -> bool:
-        """Whether the spaces are those of the authors' evaluation scripts."""
+    def asks_as_released(self) -> bool:
+        """As the authors' evaluation scripts do: spaces are where they have them, and what is pointed at has a hole where its
+        parts cover the same pixels."""
         return self.split == "evaluation" and self.manner.compat == "paper"
 
     def add(self, statement: Any) -> None:
@@ -81,10 +82,10 @@ class Dialogue:
             case Caption():
                 asked = phrases.SHORT if self.manner.form(statement) == "short" else phrases.DETAIL
                 self._maybe_negative(asked)
-                token = self._prompt(statement.segment_id)
+                token = self._prompt(statement.segment_id, statement.levels)
                 self._turn(self._pick(asked).format(token), f"{token}: {statement.text}")
             case Choice():
-                asks = phrases.CHOICE_OF_RELEASE if self.has_release_spacing else phrases.CHOICE
+                asks = phrases.CHOICE_OF_RELEASE if self.asks_as_released else phrases.CHOICE
                 self._turn(asks.format(self._prompt(statement.segment_id), statement.question), statement.answer)
             case Reference():
                 self._reference(statement)
@@ -99,7 +100,7 @@ class Dialogue:
             case form:
                 question = self._pick(phrases.SEGMENT).format(statement.text.strip().lower().removesuffix("."))
                 question += f" {phrases.SEMANTIC}" if form == "semantic" else ""
-                question = f" {question}" if self.has_release_spacing else question
+                question = f" {question}" if self.asks_as_released else question
         self._turn(question, answer)
         self._mask(statement.segment_ids, statement.levels)
 
@@ -144,11 +145,12 @@ class Dialogue:
             token, self.has_denied = prompt_token(self.free.pop()), True
             self._turn(self._pick(asked).format(token), phrases.NEGATIVE.format(token))
 
-    def _prompt(self, segment_id: int) -> str:
+    def _prompt(self, segment_id: int, levels: Sequence[Level] = ()) -> str:
         """The token that points at the segment: one for the whole dialogue, for of two equal marks one would hide the other."""
         if segment_id not in self.tokens:
-            index = self.free.pop(0)
-            self.slots.append(PromptSlot(index, self.regions.pointed[segment_id], self.kinds))
+            index, rle = self.free.pop(0), self.regions.pointed[segment_id]
+            rle = Rle.of(valued(rle, levels)) if self.asks_as_released else rle
+            self.slots.append(PromptSlot(index, rle, self.kinds))
             self.tokens[segment_id] = prompt_token(index)
         return self.tokens[segment_id]
 

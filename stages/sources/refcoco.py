@@ -82,4 +82,5 @@ def add_short_caption(draft: Draft, file: SourceFile, statement: Statement) -> N
     if len(statement["targets"]) != 1:
         raise Unusable("not one object", f"it is said of {len(statement['targets'])} objects, a caption is of one")
     segment_id = draft.known(statement["targets"][0], "instances", "panoptic")
-    draft.captions.append(Caption(segment_id, wording(statement["text"]), split, source))
+    levels = draft.overlaps([draft.drawn[segment_id]]) if segment_id in draft.drawn else []
+    draft.captions.append(Caption(segment_id, wording(statement["text"]), split, source, levels))

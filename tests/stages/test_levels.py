@@ -41,7 +41,7 @@ def dialogues(draft: Draft, **settings: Any) -> list[Sample]:
     row = {"image_key": "k", "width": WIDTH, "height": HEIGHT, "error": None}
     said = {name: getattr(draft, name) for name in ANNOTATIONS.schema.names if name not in row}
     prompts = PromptsStage().draw({"segments": SEGMENTS.rows([{"image_key": "k", "segments": draft.objects}])})
-    stage = SamplesStage(tasks=("segmentation", "reference", "conversation"), **settings)
+    stage = SamplesStage(tasks=("segmentation", "reference", "conversation", "caption"), **settings)
     return revive(list[Sample], stage.write({"annotations": ANNOTATIONS.rows([row | said]), "prompts": prompts}).to_pylist())
 
 
@@ -131,6 +131,15 @@ def test_what_is_covered_twice_is_a_hole_in_the_targets_of_the_release(files: Fi
     scores = of([right])["segmentation"]
     assert scores["ciou"] == pytest.approx(1) and scores["ciou_paper"] == pytest.approx(15 / 25)
     assert "ciou_paper" not in of([replace(right, levels=[])])["segmentation"]
+
+
+def test_captions_are_asked_of_regions_with_holes_in_the_release(files: Files):
+    for split in ("train", "val"):
+        files.add("short_captions", f"{split}.p", [reference(1, "the twice", split=split)], name=split)
+        files.fields["short_captions"] = files.fields["short_captions"][-1:]
+        for compat, hole in (("correct", False), ("paper", split == "val")):
+            (sample,) = dialogues(files.draft(), compat=compat)
+            assert np.array_equal(sample.prompts[0].rle.mask(), columns(0, 25) & ~(columns(10, 20) & hole))
 
 
 @dataclass

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from schemas.artifact import Artifact
 from schemas.cache import Cache
 from schemas.codecs import Basis
-from schemas.dialogue import Sample, Split
+from schemas.dialogue import IN_ORDER, Sample, Split
 from schemas.errors import BrokenArtifact, DataError
 from schemas.marks import Pen
 from schemas.tables import revive
@@ -130,12 +130,16 @@ class Corpus:
 
     def order(self, seed: int, mixture: Mixture) -> Order:
         """Which visit comes at each position of training. ConfigError where the mixture names what is not there."""
-        pictures = self._sizes(np.unique(self._index[:, [0, 2, 3]], axis=0)[:, 2]) if mixture.per == "picture" else None
-        return Order(seed, len(self), self.part_N, list(mixture.times(self._sizes(self.part_N), pictures).values()))
+        sizes = dict(zip(self.parts, np.bincount(self.part_N, minlength=len(self.parts)).tolist(), strict=True))
+        unit_N = self._by_picture() if mixture.per == "picture" else None
+        return Order(seed, len(self), self.part_N, list(mixture.times(sizes).values()), unit_N)
 
-    def _sizes(self, parts: np.ndarray) -> dict[str, int]:
-        """How often the number of each part is among these."""
-        return dict(zip(self.parts, np.bincount(parts, minlength=len(self.parts)).tolist(), strict=True))
+    def _by_picture(self) -> np.ndarray:
+        """(N,): the same number for the samples of a part that are of one picture, but for those that stay in their order."""
+        alone = np.array([part.partition("/")[0] in IN_ORDER for part in self.parts], bool)[self.part_N]
+        shard, _, picture, part = self._index.T
+        own = np.where(alone, np.arange(len(self)) + 1, 0)
+        return np.unique(np.stack([shard, picture, part, own], axis=1), axis=0, return_inverse=True)[1].ravel()
 
     @property
     def part_N(self) -> np.ndarray:

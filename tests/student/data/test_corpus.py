@@ -144,17 +144,26 @@ def with_long_answer(samples: Artifact, folder: Folder) -> Artifact:
     return remade(samples, folder, change)
 
 
-def test_by_the_picture_repeats_are_of_pictures(small_store: Store):
-    def doubled(_: int, rows: pa.Table) -> pa.Table:
-        """Every caption twice, and so two dialogues of it for a picture."""
-        again = [number for number, task in enumerate(rows.column("task").to_pylist()) for _ in range(1 + (task == "caption"))]
-        return rows.take(pa.array(again))
+def test_by_the_picture_each_is_shown_as_often_however_many_dialogues_it_has(small_store: Store):
+    def grown(shard: int, rows: pa.Table) -> pa.Table:
+        """The first picture of the first shard has three dialogues of captions; segmentation is conversation, twice."""
+        tasks = rows.column("task").to_pylist()
+        first = tasks.index("caption") if shard == 0 else -1
+        again = [n for n, task in enumerate(tasks) for _ in range(3 if n == first else 2 if task == "segmentation" else 1)]
+        named = {"segmentation": "conversation"}
+        taken = rows.take(pa.array(again))
+        return with_column(taken, "task", [named.get(task, task) for task in taken.column("task").to_pylist()])
 
-    corpus = open_corpus(small_store, samples=remade(small_store.samples, small_store.folder.child("doubled"), doubled))
+    corpus = open_corpus(small_store, samples=remade(small_store.samples, small_store.folder.child("grown"), grown))
     order = corpus.order(0, Mixture(repeats={"caption": 3}, per="picture"))
-    shown = Counter(corpus.sample(visit.sample).task for visit in order.between(0, order.size))
-    assert shown == {"caption": 3 * 6, "segmentation": 6, "choice": 6}
-    assert corpus.order(0, Mixture(repeats={"caption": 3})).size == 3 * 12 + 12
+    visits = order.between(0, 5 * order.size)
+    shown = Counter((corpus.sample(visit.sample).task, corpus.sample(visit.sample).image_key) for visit in visits)
+    assert {task: {count for (own, _), count in shown.items() if own == task} for task, _ in shown} == {
+        "caption": {15},
+        "choice": {5},
+        "conversation": {10},
+    }
+    assert len({visit.sample for visit in visits}) == len(corpus)
 
 
 def test_what_is_too_long_is_left_out_and_nothing_else(small_store: Store):

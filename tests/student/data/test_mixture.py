@@ -72,12 +72,17 @@ def test_a_name_stands_for_all_parts_that_begin_with_it_and_the_longest_counts()
     assert times == {"caption/pix2cap": 1, "segmentation/refcoco": 4, "segmentation/refcoco+": 0.5, "choice": 1}
 
 
-def test_by_the_picture_its_dialogues_take_turns_and_conversations_are_shown_for_themselves():
-    sizes = {"conversation/llava": 30, "caption/pix2cap": 30, "segmentation/refcoco": 20, "choice": 0}
-    pictures = {"conversation/llava": 10, "caption/pix2cap": 10, "segmentation/refcoco": 20, "choice": 0}
-    mixture = Mixture(repeats={"caption": 4, "segmentation": 3}, per="picture")
-    shown = {part: times * sizes[part] for part, times in mixture.times(sizes, pictures).items()}
-    assert shown == {"conversation/llava": 30, "caption/pix2cap": pytest.approx(40), "segmentation/refcoco": 60, "choice": 0}
+@pytest.mark.parametrize("times", [1.0, 3.0, 0.5, 2.5, 0.3])
+def test_of_a_unit_the_samples_take_turns_and_it_is_shown_as_often_as_any_other(times: float):
+    unit_N = np.array([0, 1, 0, 2, 0, 3, 3])  # of one part; those of unit 0 are samples 0, 2 and 4
+    order, epochs = Order(4, 7, np.zeros(7, np.intp), [times], unit_N), 60
+    visits = order.between(0, epochs * order.size)
+    units = Counter(unit_N[visit.sample] for visit in visits)
+    assert order.size == round(4 * times) and max(units.values()) - min(units.values()) <= 1
+    for unit in range(4):
+        shown = Counter(visit.sample for visit in visits if unit_N[visit.sample] == unit)
+        assert set(shown) == set(np.flatnonzero(unit_N == unit)) and max(shown.values()) - min(shown.values()) <= 1
+    assert len(set(visits)) == len(visits)
 
 
 def test_weights_share_out_an_epoch_of_as_many_samples_as_there_are():

@@ -67,9 +67,9 @@ steps.train.threads = 1
 """
 
 
-def sailyard(*args: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def sailyard(*args: str | Path, within: float = 280, **environment: str) -> subprocess.CompletedProcess[str]:
     command, variables = [*COMMAND, *map(str, args)], {**os.environ, "COLUMNS": "200", **environment}
-    return subprocess.run(command, cwd=ROOT, env=variables, text=True, capture_output=True, timeout=280)
+    return subprocess.run(command, cwd=ROOT, env=variables, text=True, capture_output=True, timeout=within)
 
 
 def digests(workspace: str | Path) -> dict[str, str]:

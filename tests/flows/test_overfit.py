@@ -86,7 +86,7 @@ def trained(prefect_server, tmp_path_factory) -> tuple[StudentConfig, dict[str, 
     places = {"workspace": folder / "runs", "sample": sample, "refs": folder / "refs.p"}
     config = folder / "overfit.toml"
     config.write_text(CONFIG.format(pictures=chosen_pictures(sample, chosen, folder / "images"), **places))
-    done = sailyard("run", config, "--json")
+    done = sailyard("run", config, "--json", within=1700)
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout.splitlines()[-1])["artifacts"]
     student = parse(Project, read_toml(config), str(config)).student

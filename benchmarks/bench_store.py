@@ -5,10 +5,9 @@ before, which is when our store holds it against its checksum. Memmap, .npy and 
 takes. Peers are set up in their favour: no compression, no statistics, raw bytes and not lists of numbers where they allow it,
 and what they give may stay a read-only array.
 
-The bar is taken of our store and the memmap alone, in turns, in one process after the other, with files of its own each: where
-in memory the kernel puts a file, and what is read of it, moves the ratio by more than the rounds do. The table is of all in
-turns: there each begins with caches that the others have swept, which costs the quick ones most. At last both read rows that
-are on the disk alone.
+The bar is taken of our store and the memmap alone, in turns, in one process after the other, with files of its own each: the
+ratio hangs on where in memory the kernel puts a file, and what is read of it. The table is of all in turns: there each begins
+with caches that the others have swept, which costs the quick ones most. At last both read rows that are on the disk alone.
 """
 
 import os

@@ -5,7 +5,7 @@ the rows are all but a thousandth of it and stay where they are. Local shards ar
 may have more than a process may open. A row of a remote one is one request, for its bytes alone, unless a `Cache` has it.
 
 A row is held against its checksum whenever it comes from afar or from the cache; from a local shard once a process, for that
-takes ten times as long as to copy it.
+takes far longer than to copy it.
 """
 
 import mmap

@@ -56,7 +56,7 @@ class _Answerer:
         silent = [i for i, s in enumerate(samples) if s.task == "reference" and SEG not in answers[i].text]
         again = self._ask([samples[i] for i in silent], pictures, PREFIX)
         answers = {**dict(enumerate(answers)), **dict(zip(silent, again, strict=True))}
-        return PREDICTIONS.rows([_row(sample, answers[i]) for i, sample in enumerate(samples)])
+        return PREDICTIONS.rows([prediction(sample, answers[i]) for i, sample in enumerate(samples)])
 
     def _ask(self, samples: Sequence[Sample], pictures: dict[str, Any], prefix: str | None) -> list[Any]:
         from student.data.samples import encode_question
@@ -72,7 +72,8 @@ def _pictures(images: pa.Table, wanted: set[str]) -> dict[str, Any]:
     return {key: decode(images.column("bytes")[row].as_py()) for row, key in enumerate(keys) if key in wanted}
 
 
-def _row(sample: Sample, answer: Any) -> dict[str, Any]:
+def prediction(sample: Sample, answer: Any) -> dict[str, Any]:
+    """The row of PREDICTIONS of what was answered to the sample's last question."""
     turn = sample.turns[-1]
     height, width = (sample.masks[0].height, sample.masks[0].width) if sample.masks else (1, 1)
     return {

@@ -79,8 +79,7 @@ class _Part(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def _layout(codec: str, channels: int, grid: tuple[int, int]) -> tuple[int, bool, list[_Part | None]]:
-    """The bytes of a row, whether they are squeezed, and which of `_ARRAYS` it has, up to the last. Kept: to work it out takes
-    a tenth of the time of reading a row."""
+    """The bytes of a row, whether they are squeezed, and which of `_ARRAYS` it has, up to the last. Kept: each asks."""
     parts, at = {}, 0
     for name, (dtype, shape) in codecs.codec_of(codec).layout(channels, *grid).items():
         parts[name] = _Part(np.dtype(dtype), shape, at)

@@ -100,7 +100,7 @@ class Order:
         self._members_N = np.argsort(unit_N, kind="stable").astype(np.int32)
         self._held_U = np.bincount(unit_N)
         self._firsts_U = np.cumsum(self._held_U) - self._held_U
-        part_U = np.zeros(size, np.intp) if part_N is None else part_N[self._members_N[self._firsts_U]]
+        part_U = np.zeros(len(self._held_U), np.intp) if part_N is None else part_N[self._members_N[self._firsts_U]]
         self._whole_U = np.floor(times).astype(np.int64)[part_U]
         self._rotations = list(filter(len, (_Rotation(seed, part_U, number, each) for number, each in enumerate(times))))
         self.size = int(self._whole_U.sum()) + sum(map(len, self._rotations))

@@ -34,13 +34,13 @@ def shown(sample: Sample, visit: Visit, pen: Pen, prompts: int) -> Sample:
     """The sample as the visit shows it. prompts: how many `<PromptK>` the student has to number them by."""
     sample = drawn(sample, visit)
     rng = visit.draws(sample.sample_id)
-    marks = [_drawn(slot, visit.draws(sample.sample_id, slot.index), pen) for slot in sample.prompts]
+    marks = [_marked(slot, visit.draws(sample.sample_id, slot.index), pen) for slot in sample.prompts]
     order, numbers = rng.permutation(len(sample.turns)), rng.permutation(prompts)
     marked = replace(sample, prompts=marks)
     return _renumbered(marked if sample.task in IN_ORDER else _reordered(marked, order.tolist()), numbers)
 
 
-def _drawn(slot: PromptSlot, rng: np.random.Generator, pen: Pen) -> PromptSlot:
+def _marked(slot: PromptSlot, rng: np.random.Generator, pen: Pen) -> PromptSlot:
     """The slot with a mark of one of its kinds; on an empty region there is none to draw."""
     kind = slot.kinds[int(rng.integers(len(slot.kinds)))] if slot.kinds else "mask"
     if kind == "mask" or not slot.rle.area:

@@ -2,23 +2,25 @@
 release counts it, and what is void."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from schemas.artifact import Artifact
 from schemas.dialogue import Sample
 from schemas.regions import VOID, Level, Rle, valued
 from schemas.storage import Folder
 from schemas.tables import ANNOTATIONS, PREDICTIONS, SEGMENTS, Table, plain, revive
-from stages.predict import _row as predicted
+from stages.predict import prediction
 from stages.prompts import PromptsStage
 from stages.report.reading import Prediction, Spot, read_predictions
 from stages.report.scores import of, overlap_of, paper_overlap_of
 from stages.samples import SamplesStage
 from stages.sources.draft import Draft
+from student.generate import Generated
 from tests.stages.annotated import HEIGHT, NAME, WIDTH, Files, annotation, coco, reference, rle
 
 LEFT_AND_MORE = [[0, 0, 20, 0, 20, 30, 0, 30], [10, 0, 25, 0, 25, 30, 10, 30]]  # ten columns of it are covered twice
@@ -142,22 +144,11 @@ def test_captions_are_asked_of_regions_with_holes_in_the_release(files: Files):
             assert np.array_equal(sample.prompts[0].rle.mask(), columns(0, 25) & ~(columns(10, 20) & hole))
 
 
-@dataclass
-class Said:
-    """What a student answered."""
-
-    text: str
-    mask_HW: np.ndarray
-
-    def masks(self, height: int, width: int) -> list[np.ndarray]:
-        assert self.mask_HW.shape == (height, width)
-        return [self.mask_HW]
-
-
 @pytest.mark.parametrize("columns_are_there", [True, False])
 def test_levels_go_through_the_table_of_answers_which_once_had_none(files: Files, tmp_path, columns_are_there: bool):
     sample = reasoned(files)
-    rows = PREDICTIONS.rows([predicted(sample, Said("[SEG]", columns(5, 20)))])
+    logits_nhw = torch.from_numpy(np.where(columns(5, 20), 9.0, -9.0).astype(np.float32))[None]
+    rows = PREDICTIONS.rows([prediction(sample, Generated("[SEG]", [], logits_nhw))])
     old = rows if columns_are_there else rows.drop_columns(["levels"])
     table = Table("predictions", 1, old.schema, "parquet", "")
     made = Artifact(Folder(str(tmp_path / "answers")), {"of": "a test"}, table, 1)

@@ -75,7 +75,7 @@ def test_a_name_stands_for_all_parts_that_begin_with_it_and_the_longest_counts()
 @pytest.mark.parametrize("times", [1.0, 3.0, 0.5, 2.5, 0.3])
 def test_of_a_unit_the_samples_take_turns_and_it_is_shown_as_often_as_any_other(times: float):
     unit_N = np.array([0, 1, 0, 2, 0, 3, 3])  # of one part; those of unit 0 are samples 0, 2 and 4
-    order, epochs = Order(4, 7, np.zeros(7, np.intp), [times], unit_N), 60
+    order, epochs = Order(4, 7, None, [times], unit_N), 60
     visits = order.between(0, epochs * order.size)
     units = Counter(unit_N[visit.sample] for visit in visits)
     assert order.size == round(4 * times) and max(units.values()) - min(units.values()) <= 1

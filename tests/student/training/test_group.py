@@ -17,7 +17,7 @@ from schemas.errors import ConfigError, MissingLibrary, NonFinite, Preempted
 from schemas.storage import Folder
 from student.data.corpus import Corpus
 from student.train_config import TrackingConfig, TrainConfig
-from student.training import checkpoint
+from student.training import checkpoint, torchrun
 from student.training.run import TrainSetup
 from student.training.train import train
 from tests.student.data.test_corpus import with_long_answer
@@ -35,12 +35,15 @@ from tests.student.training.test_train import (
 
 @contextmanager
 def group(rank: int, folder: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    try:
+    with torchrun.joined("cpu", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2):
         yield
         dist.barrier()  # nobody hangs up while the other is still speaking
-    finally:
-        dist.destroy_process_group()
+
+
+def threads_of_gloo() -> list[str]:
+    """A group's threads in this process."""
+    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    return [name for name in names if "gloo" in name]
 
 
 FOUR = TrainConfig(steps=4, batch=4, micro_batch=2, checkpoint_every=2)
@@ -124,6 +127,7 @@ def test_two_workers_learn_what_one_does_and_stop_together(tmp_path: Path, rng: 
     other = spawn.Process(target=worker, args=(1, tmp_path, said), daemon=True)
     other.start()
     worker(0, tmp_path, said)
+    assert not threads_of_gloo()
     other.join(60)
     assert other.exitcode == 0
     assert checkpoint.latest(store.folder.child("sliced"), RUN).step == 3

@@ -3,12 +3,14 @@
 A sample may begin with a block, which sees all of itself and nothing behind it: of a Qwen student that is the picture,
 `<vision>` and `</vision>` included; EVEv2 has none. Everything else sees what stands before it. So a sample is two plain
 attentions, of the block with itself and of the rest with everything, and no mask of L x L is ever made; samples never meet.
+A GPU in bfloat16 takes those of all samples at once (varlen.py).
 
 Shapes: R tokens of all samples, B samples, T tokens so far, D head_dim, Q query heads, K key/value heads.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
 
 from student.sequence import Span
+from student.varlen import Reach, Varlen, fits
 
 
 class Sight(Protocol):
@@ -65,22 +68,43 @@ class KeyValues:
         self._layers = {layer: (key[rows], value[rows]) for layer, (key, value) in self._layers.items()}
 
 
+def reaches(span: Span) -> Iterator[Reach]:
+    """Those of one sample, in the order of its tokens."""
+    after, end = span.start + span.block, span.start + span.length
+    if span.block:
+        yield Reach(range(span.start, after), range(span.start, after), causal=False)
+    if after < end:
+        yield Reach(range(after, end), range(span.start, end), causal=True)
+
+
 class Whole:
     """Whole samples, one behind the other; with `past`, their keys and values are kept there."""
 
     def __init__(self, spans: Sequence[Span], device: torch.device, past: KeyValues | None = None):
         self._spans, self._past = spans, past
-        self._looks = [look for number, span in enumerate(spans) for look in _looks(number, span, device)]
+        self._reaches = [(number, reach) for number, span in enumerate(spans) for reach in reaches(span)]
+        self._at_once = Varlen([reach for _, reach in self._reaches], device) if device.type == "cuda" else None
+        self._device = device
 
     def __call__(self, layer: int, query_QRD: Tensor, key_KRD: Tensor, value_KRD: Tensor) -> Tensor:
+        parts = (query_QRD, key_KRD, value_KRD)
         if self._past is not None:
             self._past.begin(layer, self._spans, key_KRD, value_KRD)
+        if self._at_once is not None and fits(query_QRD):
+            return self._at_once(*parts)
+        return self._one_by_one(*parts)
+
+    @cached_property
+    def _seen(self) -> list[Tensor | None]:
+        return [_up_to_itself(reach, self._device) if reach.causal else None for _, reach in self._reaches]
+
+    def _one_by_one(self, query_QRD: Tensor, key_KRD: Tensor, value_KRD: Tensor) -> Tensor:
         # Split, not sliced: the way back of a slice fills a tensor as large as the row. And fused kernels want a batch.
-        queries = query_QRD[None].split([look.count for look in self._looks], dim=2)
+        queries = query_QRD[None].split([len(reach.queries) for _, reach in self._reaches], dim=2)
         keys, values = (part[None].split([span.length for span in self._spans], dim=2) for part in (key_KRD, value_KRD))
         mixed = [
-            attend(query, look.reached(keys), look.reached(values), look.seen)
-            for query, look in zip(queries, self._looks, strict=True)
+            attend(query, *(_first(part[number], len(reach.keys)) for part in (keys, values)), seen)
+            for query, (number, reach), seen in zip(queries, self._reaches, self._seen, strict=True)
         ]
         return torch.cat(mixed, dim=2)[0]
 
@@ -99,35 +123,17 @@ class Next:
         return mixed_BQ1D[:, :, 0].transpose(0, 1)
 
 
-class _Look(NamedTuple):
-    """`count` tokens of sample `number` that look at the first `reach` of it, where that is not None; each of them at what
-    `seen` says, or at all of these."""
-
-    number: int
-    count: int
-    reach: int | None
-    seen: Tensor | None
-
-    def reached(self, samples: Sequence[Tensor]) -> Tensor:
-        whole = samples[self.number]
-        return whole if self.reach is None else whole[:, :, : self.reach]
-
-
-def _looks(number: int, span: Span, device: torch.device) -> Iterator[_Look]:
-    """Those of one sample, in the order of its tokens."""
-    text = span.length - span.block
-    if span.block:
-        yield _Look(number, span.block, span.block if text else None, None)
-    if text:
-        yield _Look(number, text, None, _up_to_itself(text, span.length, device))
-
-
-def _up_to_itself(text: int, length: int, device: torch.device) -> Tensor:
-    """(text, length): each of the last `text` tokens sees what stands before it. On a GPU it is said and not written down:
-    the kernel that is fast there, and lets query heads share key heads, takes no mask."""
+def _up_to_itself(reach: Reach, device: torch.device) -> Tensor:
+    """(queries, keys): each sees what stands before it. On a GPU it is said and not written down: the kernel that is fast
+    there, and lets query heads share key heads, takes no mask."""
+    shape = len(reach.queries), len(reach.keys)
     if device.type == "cuda":
-        return causal_lower_right(text, length)
-    return torch.ones(text, length, dtype=torch.bool, device=device).tril(length - text)
+        return causal_lower_right(*shape)
+    return torch.ones(shape, dtype=torch.bool, device=device).tril(shape[1] - shape[0])
+
+
+def _first(sample_1KTD: Tensor, count: int) -> Tensor:
+    return sample_1KTD if sample_1KTD.shape[2] == count else sample_1KTD[:, :, :count]
 
 
 def attend(query_BQLD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, seen: Tensor | None) -> Tensor:

@@ -24,8 +24,8 @@ class StudentConfig(Config):
     `recency`, the biases of queries and keys start alike and not at zero, from none in the first head to a deviation of
     `recency` in the last, so that near tokens attract each other before anything is learned. With `compat = "paper"` it does
     as the release does where that moves numbers (docs/paper.md): small prompts get lost when a large picture is shrunk, whoever
-    asks gives the order in which prompts cover one another, a dialogue that is too long is cut in the middle of a turn, and a
-    [SEG] at which an answer is broken off brings no mask.
+    asks gives the order in which prompts cover one another, their embeddings are projected in float32, a dialogue that is too
+    long is cut in the middle of a turn, and a [SEG] at which an answer is broken off brings no mask.
 
     The plain student of the paper has `prompting = "pooled"` (prompts.py) and no upsampler: its `mask_stride` is `patch`.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from schemas.config import Compat
 from student.config import StudentConfig
 from student.layers import looked_up
 from student.sequence import IGNORED, Batch
@@ -29,13 +30,22 @@ class Prompting(Protocol):
 
 
 class Injected(nn.Linear):
-    """Wvp, the projection of the prompts' embeddings; it has the name and layout of the reference checkpoint."""
+    """Wvp, the projection of the prompts' embeddings; it has the name and layout of the reference checkpoint.
 
-    def __init__(self, hidden: int):
+    With `compat = "paper"` it is taken in float32 whatever everything else is in: so do the zero rows of the release.
+    """
+
+    def __init__(self, hidden: int, compat: Compat):
         super().__init__(hidden, hidden, bias=False)
+        self.compat = compat
 
     def vectors(self, batch: Batch, pixels_RH: Tensor, ids_K: Tensor, embed: nn.Embedding) -> Tensor:
-        return prompt_vectors(batch.prompt_index_R, embed(ids_K), self.weight)
+        embeddings_KH = embed(ids_K)
+        if self.compat == "correct":
+            return prompt_vectors(batch.prompt_index_R, embeddings_KH, self.weight)
+        with torch.autocast(embeddings_KH.device.type, enabled=False):
+            vectors_RH = prompt_vectors(batch.prompt_index_R, embeddings_KH.float(), self.weight.float())
+        return vectors_RH.to(embeddings_KH.dtype)
 
 
 class Pooled(nn.Module):
@@ -56,7 +66,7 @@ def prompting(config: StudentConfig) -> Injected | Pooled | None:
         return None
     match config.prompting:
         case "injected":
-            return Injected(config.hidden)
+            return Injected(config.hidden, config.compat)
         case "pooled":
             return Pooled()
 

@@ -71,6 +71,19 @@ def test_prompt_vectors_keep_the_dtype_of_the_parameters():
     assert found.tolist() == [[0] * 4, [0] * 4, [4] * 4]
 
 
+def test_the_release_projects_prompts_in_float32_where_products_are_rounded(rng, generator):
+    batch, found = collate(mixed(rng)), {}
+    for compat in ("correct", "paper"):
+        model = student(generator.manual_seed(0), compat=compat)
+        decoder = model.single_transformer.model
+        with torch.autocast("cpu", torch.bfloat16):
+            found[compat] = decoder.vp_embed.vectors(batch, decoder.pixels(batch), model.prompt_ids, decoder.embed_tokens)
+    exact = prompt_vectors(batch.prompt_index_R, decoder.embed_tokens(model.prompt_ids), decoder.vp_embed.weight)
+    assert torch.equal(found["paper"], exact)
+    assert torch.equal(found["correct"].float(), found["correct"].bfloat16().float())
+    assert not torch.equal(found["correct"].float(), exact)
+
+
 def test_a_mask_is_the_inner_product_at_every_place(generator):
     queries, features = torch.randn(2, 5, generator=generator), torch.randn(5, 3, 4, generator=generator)
     found = mask_logits(queries, features)

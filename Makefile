@@ -24,7 +24,7 @@ test-all: install
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not official and not detectron2 and not weights and not gpu and not tracking and not page'
 
 chaos: install
-	$(BIN)/python -m pytest -q -m chaos tests/chaos
+	$(BIN)/python -m pytest -q -m 'chaos or control' tests/chaos
 
 # The page in a real Chromium (Debian: apt-get install chromium), over the packages of .venv.
 page: .venv-page/installed

@@ -12,6 +12,7 @@ On the CPU the networks are the smallest that are published at half their width,
 Mask2Former Swin-L on inputs of full size. Weights are random, which cost the same.
 """
 
+import hashlib
 import io
 import statistics
 import time
@@ -152,7 +153,7 @@ def _row(image: np.ndarray) -> dict[str, Any]:
     Image.fromarray(image).save(sink, "JPEG", quality=90)
     data = sink.getvalue()
     row = {"image_key": image_key(decode(data)), "width": image.shape[1], "height": image.shape[0], "format": "JPEG"}
-    return row | {"bytes": data, "sha256": "", "aliases": []}
+    return row | {"bytes": data, "sha256": hashlib.sha256(data).hexdigest(), "aliases": []}
 
 
 def teachers(device: str, side: int) -> dict[str, TeacherConfig]:

@@ -144,7 +144,7 @@ def on_student_grid(scale: Scale, maps: Mapping[str, Map], image: np.ndarray) ->
 def write_store(folder: Path, scale: Scale, maps: Mapping[str, Map], pictures: int) -> None:
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (scale.height, scale.width, 3), dtype=np.uint8) for _ in range(pictures)]
-    seal(folder, "images", tables.IMAGES, pictures, lambda n: _image(images[n], n))
+    seal(folder, "images", tables.IMAGES, pictures, lambda n: image_row(images[n], n))
     seal(folder, "samples", tables.SAMPLES, pictures, lambda n: _sample(scale, n))
     seen = [{name: _numbers(each) for name, each in on_student_grid(scale, maps, image).items()} for image in images]
     for name in maps:
@@ -157,7 +157,7 @@ def _numbers(stored: Stored) -> np.ndarray:
     return stored.values.float().cpu().numpy()
 
 
-def _image(image: np.ndarray, number: int) -> dict[str, Any]:
+def image_row(image: np.ndarray, number: int) -> dict[str, Any]:
     data = io.BytesIO()
     Image.fromarray(image).save(data, "PNG", compress_level=1)
     row = {"image_key": key_of(number), "width": image.shape[1], "height": image.shape[0], "format": "PNG"}

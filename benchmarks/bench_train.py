@@ -20,9 +20,7 @@ import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,7 @@ import torch
 from bench_loader import key_of, seal
 from harness import Bar, Result, interleaved, main, speed
 from PIL import Image
-from training import STUDENT, DenseStudent, Learner, best_flops, padded
+from training import STUDENT, DenseStudent, Learner, best_flops, padded, waited
 
 from schemas import tables
 from schemas.artifact import Artifact
@@ -42,7 +40,6 @@ from schemas.grids import PatchGrid
 from schemas.regions import Rle, box_mask
 from schemas.storage import Folder
 from student.config import LossConfig, TeacherLoss
-from student.data.ahead import ahead
 from student.data.corpus import Corpus
 from student.data.mixture import Order
 from student.model import PixelSail
@@ -131,22 +128,6 @@ def check_equal(corpus: Corpus, pairs: Pairs) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
-def waited(corpus: Corpus, steps: int, batch: int) -> float:
-    """The share of its time for which training waits for batches that two threads make ahead, once it is under way."""
-    student, order = learner(corpus, "packed", "bfloat16"), Order(0, len(corpus))
-    make = lambda step: collate(corpus.examples(order.between(step * batch, (step + 1) * batch)))  # noqa: E731
-    with closing(ahead(make, range(3 + steps), depth=2, threads=2)) as batches:
-        for _ in range(3):
-            student.learn(next(batches))
-        start, waiting = time.perf_counter(), 0.0
-        for _ in range(steps):
-            asked = time.perf_counter()
-            made = next(batches)
-            waiting += time.perf_counter() - asked
-            student.learn(made)
-        return waiting / (time.perf_counter() - start)
-
-
 def case(folder: str, form: str, count: str, batch: str) -> None:
     """Train in this process; print the most memory it held, over what it held before."""
     torch.set_num_threads(1)
@@ -182,9 +163,9 @@ def memory(folder: Path, form: str, *sizes: int) -> int:
 
 def measure(folder: Path, *, rounds: int, batch: int) -> Result:
     if torch.cuda.is_available():
-        from full_size import measure_full
+        from full_size import cases, measure_full
 
-        return measure_full(rounds, batch)
+        return measure_full(folder, cases(batch), rounds)
     torch.set_num_threads(1)
     write_store(folder, (rounds + 1) * batch)
     corpus = open_corpus(folder)
@@ -196,9 +177,10 @@ def measure(folder: Path, *, rounds: int, batch: int) -> Result:
     peaks = {precision: best_flops("cpu", dtype, 1024, 20) for precision, dtype in PRECISIONS.items()}
     memories = {form: memory(folder, form, min(rounds, 4), batch) for form in FORMS}
     ratios = {precision: speed(times, f"packed, {precision}", f"dense, {precision}") for precision in PRECISIONS}
+    waiting = waited(learner(corpus, "packed", "bfloat16"), corpus, rounds, batch=batch, readers=2)
     bars = [
         Bar("step, packed / dense, float32", ratios["float32"], at_least=1.5),
-        Bar("share of time waiting for data", waited(corpus, rounds, batch), at_most=0.02),
+        Bar("share of time waiting for data", waiting, at_most=0.02),
     ]
     facts = {
         "packed / dense, bfloat16": ratios["bfloat16"],
@@ -240,4 +222,4 @@ def _row(way: str, taken: Sequence[float], pairs: Pairs, peaks: Mapping[str, flo
 
 
 if __name__ == "__main__":
-    main("train", measure, rounds=(40, "steps by each contender"), batch=(16, "samples a step"))
+    main("train", measure, rounds=(40, "steps by each contender"), batch=(16, "samples a step, on a GPU at most"))

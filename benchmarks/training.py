@@ -6,7 +6,8 @@ for it. Shapes: B samples, L tokens of the longest, R = B·L, Q query heads, K k
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,10 +15,13 @@ import torch
 from torch import Tensor
 
 from student.config import LossConfig, OptimConfig, StudentConfig
+from student.data.ahead import ahead
+from student.data.corpus import Corpus
 from student.data.features import Column
+from student.data.mixture import Order
 from student.losses import Distillation, losses
 from student.model import Decoder, PixelSail
-from student.sequence import IGNORED, NOT_A_PATCH, Batch, Example
+from student.sequence import IGNORED, NOT_A_PATCH, Batch, Example, collate
 from student.sight import KeyValues, attend
 from student.training import optim
 from student.vocabulary import Vocabulary
@@ -37,6 +41,7 @@ STUDENT = StudentConfig(
     max_length=512,
 )
 RATE = 1e-5  # small: every contender takes many steps on few batches
+WARM = 3  # steps after which training is under way
 
 
 class Dense:
@@ -51,17 +56,34 @@ class Dense:
 
     def __call__(self, layer: int, query_QRD: Tensor, key_KRD: Tensor, value_KRD: Tensor) -> Tensor:
         apart = [part.unflatten(1, (self.samples, -1)).transpose(0, 1) for part in (query_QRD, key_KRD, value_KRD)]
-        look = _spelt_out if query_QRD.is_cpu and query_QRD.dtype == torch.bfloat16 else attend
-        return look(*apart, self.seen_B1LL).transpose(0, 1).flatten(1, 2)
+        return fastest(query_QRD)(*apart, self.seen_B1LL).transpose(0, 1).flatten(1, 2)
 
 
-def _spelt_out(query_BQLD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, seen_B1LL: Tensor) -> Tensor:
-    """What on a CPU in bf16 is the fastest for one large mask."""
-    shared = query_BQLD.shape[1] // key_BKLD.shape[1]
-    key, value = (part.repeat_interleave(shared, dim=1) if shared > 1 else part for part in (key_BKLD, value_BKLD))
+def fastest(query_QRD: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """What of those below is the fastest for one large mask, where the query is."""
+    if query_QRD.is_cuda:
+        return repeated
+    return spelt_out if query_QRD.dtype == torch.bfloat16 else attend
+
+
+def repeated(query_BQLD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, seen_B1LL: Tensor) -> Tensor:
+    """As Hugging Face has it: a GPU's fused kernels that take a mask want keys and values of each query head, and would
+    otherwise leave the work to a slow one."""
+    return attend(query_BQLD, *_of_each_query(query_BQLD, key_BKLD, value_BKLD), seen_B1LL)
+
+
+def spelt_out(query_BQLD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, seen_B1LL: Tensor) -> Tensor:
+    """On a CPU in bf16."""
+    key, value = _of_each_query(query_BQLD, key_BKLD, value_BKLD)
     scores = (query_BQLD * query_BQLD.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     hidden = torch.zeros_like(seen_B1LL, dtype=scores.dtype).masked_fill(~seen_B1LL, -torch.inf)
     return (scores + hidden).softmax(dim=-1) @ value
+
+
+def _of_each_query(query_BQLD: Tensor, *parts_BKLD: Tensor) -> list[Tensor]:
+    """(B, Q, L, D): what Q/K query heads share, once for each of them."""
+    shared = query_BQLD.shape[1] // parts_BKLD[0].shape[1]
+    return [part.repeat_interleave(shared, dim=1) if shared > 1 else part for part in parts_BKLD]
 
 
 class DenseDecoder(Decoder):
@@ -71,7 +93,7 @@ class DenseDecoder(Decoder):
         self._dense = Dense(batch)
         return super().states(batch, ids_K, past)
 
-    def _decoded(self, x_RH: Tensor, positions_3R: Tensor, sight: object) -> Tensor:
+    def _decoded(self, x_RH: Tensor, positions_3R: Tensor, sights: object) -> Tensor:
         return super()._decoded(x_RH, positions_3R, self._dense)
 
 
@@ -143,6 +165,22 @@ class Learner:
         optim.step(self.optimizer, self.rate, 1.0, batches[0].sample_ids)
         if self.device == "cuda":
             torch.cuda.synchronize()
+
+
+def waited(learner: Learner, corpus: Corpus, steps: int, *, batch: int, readers: int) -> float:
+    """The share of its time for which training waits for batches that `readers` threads make ahead, once it is under way."""
+    order = Order(0, len(corpus))
+    make = lambda step: collate(corpus.examples(order.between(step * batch, (step + 1) * batch)))  # noqa: E731
+    with closing(ahead(make, range(WARM + steps), depth=2, threads=readers)) as batches:
+        for _ in range(WARM):
+            learner.learn(next(batches))
+        start, waiting = time.perf_counter(), 0.0
+        for _ in range(steps):
+            asked = time.perf_counter()
+            made = next(batches)
+            waiting += time.perf_counter() - asked
+            learner.learn(made)
+        return waiting / (time.perf_counter() - start)
 
 
 def best_flops(device: str, dtype: torch.dtype, side: int, tries: int) -> float:

@@ -182,11 +182,20 @@ def _heal(step: Step, found: Mapping[str, Artifact], damage: Damage, broken: set
     lost = _drop_unreadable_record(artifact)
     if state_of(artifact, step.inputs_in(found)).kind == "stale":
         return ""
-    mine = {number: rows for number, rows in damage.shards.items() if number < artifact.shards}
+    mine = _with_doubtful(step, found, {number: rows for number, rows in damage.shards.items() if number < artifact.shards})
     mend_rows(step, found, {number: rows or None for number, rows in mine.items()})
     whole = sum(not rows for rows in mine.values())
     made = f"{sum(map(len, mine.values()))} rows and {whole} whole shards made anew"
     return made + ("; its record cannot be read and is gone, run to seal it again" if lost else "")
+
+
+def _with_doubtful(step: Step, found: Mapping[str, Artifact], shards: Mapping[int, list[int]]) -> dict[int, list[int]]:
+    """The rows of each shard with those that are in doubt besides: a CRC is of a feature alone, and says nothing of the other
+    columns of a shard that does not give its digest."""
+    from stages.mend import Published
+
+    published = Published(complete_work_of(step, found))
+    return {number: published.with_doubtful(number, rows) if rows else [] for number, rows in shards.items()}
 
 
 def _drop_unreadable_record(artifact: Artifact) -> bool:

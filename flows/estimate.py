@@ -13,20 +13,38 @@ from flows.probe import Measured, hands
 from flows.states import State, state_of
 from schemas.artifact import Artifact
 from schemas.codecs import layout_bytes
+from stages.annotations import AnnotationsStage
+from stages.base import Stage
 from stages.basis import BasisStage
+from stages.certificate import CertificateStage
 from stages.features import FeaturesStage
 from stages.forecast import Prices, Range, StepForecast, total, total_if_known
 from stages.pool import PoolStage
+from stages.predict import PredictStage
 from stages.probe import StagePace
+from stages.probe_train import LEARN, LOAD, RECKONED, SAMPLE, history_bytes
 from stages.prompts import PromptsStage
+from stages.samples import SamplesStage
 from stages.segments import SegmentsStage
 from stages.source import SourceStage
+from stages.train import TrainStage
 
 # How often the rows of a shard lie in a worker's memory at most, while they become a file: as they are made, in one piece, as
 # the file that grows, and as the file that is signed. Measured: 4.0.
 COPIES = Range(1.0, 4.0, 5.0)
 # Seconds until Beam has been imported and has put its pipeline together; of account in small runs only.
 BEAM = Range(1.0, 4.0, 10.0)
+# Seconds until the workers of a training group know one another, are let go, and the last checkpoint is settled.
+GROUP = Range(0.1, 8.0, 30.0)
+# What training takes beside its steps: gradients that are exchanged, checkpoints that are copied, looks at the student. But a
+# process that has learned for a while does so quicker than one in its first steps.
+BESIDE_STEPS = Range(0.8, 1.1, 1.4)
+# From the memory that a student was reckoned to need to what it takes. Measured on 58 million weights: 1.5.
+RECKONED_MEMORY = Range(1.0, 1.5, 2.5)
+# Gradients of a certificate for each codec, and as many for the live map; and what one takes of a sample's time in training:
+# there is no step with it and the forward pass is shared, but it is made in float32, and of one picture alone.
+_GRADIENTS = 2
+_GRADIENT = Range(0.1, 0.5, 3.0)
 _SHARD_ERRORS = 3.0  # a pool falls into shards by digests: the largest has so many deviations more than the mean
 
 
@@ -72,6 +90,7 @@ class Estimate:
     steps: list[StepForecast]
     caching: list[Caching]
     cost: Cost
+    reasons: Mapping[str, str]
 
     @property
     def bytes(self) -> Range:
@@ -86,6 +105,24 @@ class Estimate:
         """The steps that were not measured."""
         return [step.step for step in self.steps if step.seconds is None]
 
+    @property
+    def why(self) -> dict[str, list[str]]:
+        """Why -> the steps whose time is not known for this reason."""
+        found: dict[str, list[str]] = {}
+        for name in self.unknown:
+            found.setdefault(self.reasons.get(name, OTHERWISE), []).append(name)
+        return found
+
+
+OTHERWISE = "not tried, as a rule little beside the others"
+WHY: dict[type[Stage], str] = {
+    AnnotationsStage: "the files are read only by the step itself",
+    SamplesStage: "what the annotations hold is known once they are read",
+    PredictStage: "how long answers are shows only once a student has learned to end them",
+    TrainStage: "the base whose words it needs does not lie here",
+    CertificateStage: "the student's part of it is not known without that of training",
+}
+
 
 def estimate(
     project: Project, steps: Sequence[Step], found: Mapping[str, Artifact], measured: Measured, prices: Prices
@@ -99,7 +136,8 @@ def estimate(
     columns = [step for step in steps if isinstance(step.stage, FeaturesStage) and step.stage.name in project.loss.distillation]
     caching = [_caching(step, found[step.name], measured, looks) for step in columns]
     kept = Range.exactly(sum(state.bytes for state in states.values() if state.kind == "done"))
-    return Estimate(forecasts, caching, _cost(left, forecasts, kept, prices))
+    reasons = {step.name: WHY[type(step.stage)] for step in left if type(step.stage) in WHY}
+    return Estimate(forecasts, caching, _cost(left, forecasts, kept, prices), reasons)
 
 
 def _of_the_rest(forecast: StepForecast, state: State) -> StepForecast:
@@ -134,8 +172,14 @@ def _forecast(step: Step, artifact: Artifact, measured: Measured) -> StepForecas
             return _basis(step, measured, min(pictures, pool.pictures))
         case FeaturesStage() | SegmentsStage() if step.name in measured.stages:
             return _shown(step, artifact, measured)
-        case SegmentsStage() | PromptsStage():
+        case TrainStage() if step.name in measured.stages:
+            return _learned(step, step.stage, measured)
+        case CertificateStage() if "train" in measured.stages and f"features/{step.stage.name}" in measured.stages:
+            return _certified(step, step.stage, measured)
+        case SegmentsStage() | PromptsStage() | AnnotationsStage():
             return StepForecast(step.name, rows)
+        case PredictStage() if measured.evaluated is not None:
+            return StepForecast(step.name, Range.exactly(measured.evaluated))
         case _:
             return StepForecast(step.name)
 
@@ -145,6 +189,41 @@ def _basis(step: Step, measured: Measured, pictures: int) -> StepForecast:
     seconds = (measured.pool.pace.decode + pace.alone["forward"]).times(pictures) + Range.exactly(pace.ready)
     memory = Range.exactly(pace.memory)
     return StepForecast(step.name, None, None, seconds, memory, _device(pace))
+
+
+def _learned(step: Step, stage: TrainStage, measured: Measured) -> StepForecast:
+    """Every worker learns from its share of the micro-batches; at best the next is loaded meanwhile, at worst it waits."""
+    pace, config = measured.stages[step.name], stage.train
+    learn, load = pace.seconds[LEARN if LEARN in pace.seconds else RECKONED], pace.seconds[LOAD]
+    each = Range(max(learn.low, load.low), max(learn.likely, load.likely), learn.high + load.high)
+    share = math.ceil(config.micro_batches / hands(step.resources))
+    made = Range.exactly(pace.overhead.a_shard) + history_bytes(config)
+    settled = Range(0.0, 0.0, measured.storage.write.seconds(made).high)
+    seconds = each.times(share * config.steps).times(BESIDE_STEPS) + _warm(pace) + GROUP + settled
+    sure = Range.exactly(1.0) if LEARN in pace.seconds else RECKONED_MEMORY
+    memory = sure.times(pace.device_memory or pace.memory)
+    held = Range(0.0, config.cache_bytes / 2, config.cache_bytes)
+    if pace.device_memory:
+        return StepForecast(step.name, None, made, seconds, Range.exactly(pace.memory) + held, memory)
+    return StepForecast(step.name, None, made, seconds, memory + held)
+
+
+def _warm(pace: StagePace) -> Range:
+    """Seconds until a worker is ready: none where an earlier step left a process that has all it needs."""
+    return Range(0.0, pace.ready, pace.ready)
+
+
+def _certified(step: Step, stage: CertificateStage, measured: Measured) -> StepForecast:
+    """The teacher looks at all its pictures; of some, the student's gradients by each codec are held against the live ones."""
+    column, train = measured.stages[f"features/{stage.name}"], measured.stages["train"]
+    looks = (measured.pool.pace.decode + column.alone["forward"]).times(stage.pictures + stage.basis_pictures)
+    looks = looks + column.alone["forward"].times(stage.pictures)
+    gradients = stage.pictures * _GRADIENTS * (len(stage.ladder) + 1)
+    judged = train.alone[SAMPLE].times(gradients).times(_GRADIENT)
+    encoded = column.alone["encode"].times(stage.pictures * len(stage.ladder))
+    memory = Range(column.memory, column.memory + train.memory / 2, column.memory + train.memory)
+    ready = _warm(column) + Range(0.0, 0.0, train.ready)
+    return StepForecast(step.name, None, None, looks + judged + encoded + ready, memory)
 
 
 def _shown(step: Step, artifact: Artifact, measured: Measured) -> StepForecast:

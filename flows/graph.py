@@ -170,6 +170,7 @@ def _basis(project: Project, name: str) -> dict[str, str]:
 
 
 def _certificates(project: Project) -> Iterator[Step]:
+    """The basis of a column is a gate of its certificate, which may be older than it, and says with which it measured."""
     for name, loss in project.loss.distillation.items():
         column = project.columns[name]
         stage = CertificateStage(
@@ -182,10 +183,11 @@ def _certificates(project: Project) -> Iterator[Step]:
             ladder=_ladder(project, column.codec),
             pictures=project.certificate.pictures,
             basis_pictures=project.certificate.basis_pictures,
+            places_seed=column.seed,
             base=project.base,
         )
         inputs = _same("images", "vocabulary") | _weights(project, column.teacher or name)
-        yield Step(f"certificate/{name}", "train_student", stage, inputs)
+        yield Step(f"certificate/{name}", "train_student", stage, inputs, gates=_basis(project, name))
 
 
 def _ladder(project: Project, codec: str) -> tuple[str, ...]:

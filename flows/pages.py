@@ -22,12 +22,21 @@ from flows.results import REPORT, place, score_rows
 from flows.states import StepResult
 from flows.words import duration, size
 from schemas.artifact import Artifact
+from stages.certificate import worst_cosine
+from stages.report import plots
+from stages.report.fidelity import FLOOR
+from stages.report.page import in_bytes
 
 SECONDS_OF_SILENCE = 60.0
 SECONDS_BETWEEN_CURVES = 60.0
 MOST_ROWS = 20
 BARS = "▁▂▃▄▅▆▇█"
 SEEN = "seen/"  # the samples of a part so far: they rise in a line
+# What the report's page says in its style sheet, for a plot that stands alone: on paper, whatever the page around it is like.
+PLOT_STYLE = (
+    "svg{background:#fff;font-family:sans-serif}.tick{fill:#5d626c;font-size:10.5px}.grid{stroke:#e4e4df}"
+    ".axis{stroke:#b9bdc6}.dot{fill:#fff;stroke:#2352d3;stroke-width:1.5}"
+)
 NOT_CURVES = {"step", "steps", "samples", "tokens", "dropped_turns", "skipped", "seconds"}
 
 
@@ -78,8 +87,8 @@ class Bar:
         left(lambda: create_table_artifact([dict(row) for row in rows], self.shown_key, line))
 
 
-def _as_url(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def _as_url(picture: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 def curves_text(curves: Mapping[int, Mapping[str, float]], line: str) -> str:
@@ -124,9 +133,20 @@ def show_step(project: str, made: StepResult) -> None:
 
 
 def show_certificate(project: str, made: StepResult, codecs: Sequence[Mapping[str, Any]]) -> None:
-    """What each codec of a column costs the student, a row a codec."""
+    """What each codec of a column costs the student, a row a codec; and as the plot that the report draws."""
     what = f"{made.step}: what storing the teacher's features costs, by codec"
     left(lambda: create_table_artifact([dict(row) for row in codecs], key(project, "step", made.step, "codecs"), what))
+    plot, what = _certificate_plot(codecs), f"{made.step}: 1 - gradient cosine over bytes a picture"
+    left(lambda: create_image_artifact(_as_url(plot, "svg+xml"), key(project, "step", made.step, "plot"), what))
+
+
+def _certificate_plot(codecs: Sequence[Mapping[str, Any]]) -> bytes:
+    """An SVG of its own."""
+    dots = [plots.Dot(row["bytes_an_image"], max(1 - worst_cosine(row), FLOOR), row["codec"]) for row in codecs]
+    svg = plots.scatter(dots, "bytes of a picture and loss of gradient", in_bytes)
+    size = f'width="{2 * plots.WIDTH}" height="{2 * plots.HEIGHT}"'
+    opening, rest = svg.split(">", 1)
+    return f'{opening} xmlns="http://www.w3.org/2000/svg" {size}><style>{PLOT_STYLE}</style>{rest}'.encode()
 
 
 def show_run(project: str, made: Sequence[StepResult]) -> None:

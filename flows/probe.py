@@ -22,10 +22,15 @@ from stages.features import FeaturesStage
 from stages.forecast import Range
 from stages.pool import PoolStage
 from stages.probe import PicturePace, StagePace, column_pace, in_new_processes, look_at, segments_pace
+from stages.probe_train import Dialogues, train_pace
 from stages.segments import SegmentsStage
 from stages.sources.listing import listing
 from stages.sources.shapes.config import ShapesConfig
 from stages.sources.shapes.write import write_shapes
+from stages.train import TrainStage
+from stages.vocabulary import FILE as VOCABULARY
+from stages.vocabulary import base_digest
+from stages.weights import ABSENT
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,13 @@ class Pool:
 
 @dataclass(frozen=True)
 class Measured:
-    """`stages`: one worker of each step that shows pictures to a teacher."""
+    """`stages`: one worker of each step that shows pictures to a teacher, and of training. `evaluated`: how many samples the
+    student is asked, where they are there to be counted."""
 
     pool: Pool
     stages: dict[str, StagePace]
     storage: Storage
+    evaluated: int | None = None
 
 
 def measure(project: Project, steps: Sequence[Step], found: Mapping[str, Artifact], count: int, most: int) -> Measured:
@@ -60,9 +67,54 @@ def measure(project: Project, steps: Sequence[Step], found: Mapping[str, Artifac
                 stages[step.name] = in_new_processes(column_pace, stage, step.resources, pool.tried, together(step.resources))
             case SegmentsStage(teacher=teacher) if teacher:
                 stages[step.name] = in_new_processes(segments_pace, stage, step.resources, pool.tried, together(step.resources))
+            case TrainStage() if learns_here(stage):
+                dialogues = _dialogues(project, steps, found, pool)
+                stages[step.name] = in_new_processes(train_pace, stage, step.resources, dialogues, together(step.resources))
             case _:
                 pass
-    return Measured(pool, stages, storage_of(Folder(project.workspace), most))
+    return Measured(pool, stages, storage_of(Folder(project.workspace), most), _evaluated(found))
+
+
+def learns_here(stage: TrainStage) -> bool:
+    """Whether its vocabulary can be had on this machine: that of a base lies in the folder of the base."""
+    return stage.base is None or base_digest(stage.base, weights=False) != ABSENT
+
+
+def _dialogues(project: Project, steps: Sequence[Step], found: Mapping[str, Artifact], pool: Pool) -> Dialogues:
+    """What training is tried on: the project's own where samples and vocabulary are there."""
+    taught = project.loss.distillation
+    specs = {step.stage.name: step.stage.spec for step in steps if isinstance(step.stage, FeaturesStage)}
+    wanted = {name: spec for name, spec in specs.items() if name in taught}
+    if not all(state_of(found[name]).kind == "done" for name in ("images", "samples", "vocabulary")):
+        return Dialogues(pool.tried, wanted, project.vocabulary.size, project.samples.turns)
+    vocabulary = found["vocabulary"].folder.read(VOCABULARY).decode()
+    rows, times = _trained_on(project, found["samples"], {picture["image_key"] for picture in pool.tried})
+    return Dialogues(pool.tried, wanted, vocabulary, project.samples.turns, rows, times)
+
+
+def _trained_on(project: Project, samples: Artifact, keys: set[str]) -> tuple[list[dict[str, Any]], list[float]]:
+    """The samples about these pictures that train, and how often an epoch shows each."""
+    sizes: Counter[str] = Counter()
+    rows: list[dict[str, Any]] = []
+    for shard in range(samples.shards):
+        heads = samples.read(shard, ["image_key", "split", "task", "source"]).to_pylist()
+        train = [number for number, head in enumerate(heads) if head["split"] == "train"]
+        sizes.update(_part_of(heads[number]) for number in train)
+        wanted = [number for number in train if heads[number]["image_key"] in keys]
+        rows += samples.read(shard).take(wanted).to_pylist() if wanted else []
+    often = project.train.mixture.times(sizes)
+    return rows, [often[_part_of(row)] for row in rows]
+
+
+def _part_of(sample: Mapping[str, Any]) -> str:
+    """What the mixture calls the part of a row of SAMPLES."""
+    return f"{sample['task']}/{sample['source']}" if sample["source"] else sample["task"]
+
+
+def _evaluated(found: Mapping[str, Artifact]) -> int | None:
+    if state_of(found["samples"]).kind != "done":
+        return None
+    return sum(rows.column("split").to_pylist().count("evaluation") for rows in found["samples"].iterate(["split"]))
 
 
 def _untaught(step: Step, found: Mapping[str, Artifact]) -> Stage:

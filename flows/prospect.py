@@ -39,6 +39,7 @@ def as_json(measured: Measured, found: Estimate) -> dict[str, Any]:
         "measured": {"pictures": len(measured.pool.tried), **asdict(measured.pool.pace), "storage": stored, "stages": stages},
         "steps": [step.as_json() for step in found.steps],
         "total": {"bytes": asdict(found.bytes), "seconds": asdict(found.seconds), "not_measured": found.unknown},
+        "why_not_measured": found.why,
         "caching": caching,
         "cost": {name: value for name, value in asdict(found.cost).items() if value is not None},
     }
@@ -64,7 +65,7 @@ def _pace_json(pace: Pace) -> list[dict[str, Any]]:
 def as_text(measured: Measured, found: Estimate) -> str:
     table = [("step", "rows", "bytes", "time", "memory a worker", "on the device"), *map(_cells, found.steps)]
     table.append(("all", "", _span(found.bytes, size), _span(found.seconds, duration), "", ""))
-    unknown = [f"not measured: the time of {', '.join(found.unknown)}"] if found.unknown else []
+    unknown = [f"not measured: the time of {', '.join(names)}: {why}" for why, names in found.why.items()]
     return "\n".join([grid(table), *unknown, "", *_paces(measured), "", *map(_verdict, found.caching), *_costs(found)]).rstrip()
 
 
@@ -86,9 +87,13 @@ def _paces(measured: Measured) -> list[str]:
     pool = measured.pool
     lines = [f"on {len(pool.tried)} of {pool.pictures} pictures: decode {_span(pool.pace.decode, _milliseconds)} each"]
     for name, pace in measured.stages.items():
-        lines.append(f"{name}: {_parts(pace.seconds)} each; ready after {duration(pace.ready)}")
+        lines.append(f"{name}: {_parts(pace.seconds)} {_each(name)}; ready after {duration(pace.ready)}")
         lines += [f"    alone: {_parts(pace.alone)}"] if pace.alone else []
     return [*lines, f"write: {_rates(measured.storage.write)}", f"read: {_rates(measured.storage.read)}"]
+
+
+def _each(step: str) -> str:
+    return "a micro-batch" if step == "train" else "each"
 
 
 def _parts(seconds: Mapping[str, Range]) -> str:

@@ -1,6 +1,6 @@
 """How often a picture is looked at: what it is worth that a teacher sees it once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ from schemas.artifact import Artifact
 
 @dataclass(frozen=True)
 class Reuse:
-    """`pictures` of the pool under `names` file names; training has `samples` of `used` of them, and shows `shown` in all."""
+    """`pictures` of the pool under `names` file names; training has `samples` of `used` of them, and shows `shown` in all. What
+    it leaves out, because the picture or a feature of it failed or it is also evaluated on, is not among them."""
 
     names: int
     pictures: int
@@ -50,14 +51,26 @@ def reuse_of(project: Project, found: Mapping[str, Artifact]) -> Reuse | None:
     names, pictures = record.summary["files"], record.rows - record.failed
     if state_of(samples).kind != "done":
         return Reuse(names, pictures)
-    count, used = _trained_on(samples)
+    count, used = _trained_on(samples, [images, *_columns(project, found)])
     return Reuse(names, pictures, count, used, project.train.steps * project.train.batch)
 
 
-def _trained_on(samples: Artifact) -> tuple[int, int]:
-    """How many samples, of how many pictures. A picture's samples all lie in one shard, so no more than a shard is held."""
+def _columns(project: Project, found: Mapping[str, Artifact]) -> Iterator[Artifact]:
+    """The features that training reads, as far as they lie there: until then nobody knows which of them fail."""
+    columns = (found[f"features/{name}"] for name in project.loss.distillation)
+    return (column for column in columns if state_of(column).kind == "done")
+
+
+def _trained_on(samples: Artifact, beside: Sequence[Artifact]) -> tuple[int, int]:
+    """How many samples, of how many pictures, training has: those whose row in each table `beside` is sound, and that are of no
+    picture which is evaluated on. A picture's samples all lie in one shard, so no more than a shard is held."""
     count = used = 0
-    for rows in samples.iterate(["image_key", "split"]):
-        keys = [row["image_key"] for row in rows.to_pylist() if row["split"] == "train"]
+    for shard in range(samples.shards):
+        rows = samples.read(shard, ["image_key", "split"]).to_pylist()
+        unusable = {row["image_key"] for row in rows if row["split"] == "evaluation"}
+        for table in beside:
+            failed = table.read(shard, ["image_key", "error"]).to_pylist()
+            unusable |= {row["image_key"] for row in failed if row["error"]}
+        keys = [row["image_key"] for row in rows if row["split"] == "train" and row["image_key"] not in unusable]
         count, used = count + len(keys), used + len(set(keys))
     return count, used

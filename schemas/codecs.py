@@ -60,6 +60,11 @@ class Codec(Protocol):
 
     def encode(self, map_Khw: np.ndarray, random: np.random.Generator) -> Arrays: ...
 
+    def is_finite(self, arrays: Arrays) -> bool:
+        """Whether all is that `decode` gives of what `encode` has made: a number that is finite may be rounded up to one that
+        is not."""
+        ...
+
     def decode(self, arrays: Arrays) -> np.ndarray:
         """(K, h, w) float32, or (K, n) where only places are stored."""
         ...
@@ -74,6 +79,9 @@ class Bf16:
 
     def encode(self, map_Khw: np.ndarray, random: np.random.Generator) -> Arrays:
         return {"values": bf16_bits(map_Khw)}
+
+    def is_finite(self, arrays: Arrays) -> bool:
+        return are_finite_bits(arrays["values"])
 
     def decode(self, arrays: Arrays) -> np.ndarray:
         return from_bf16_bits(arrays["values"])
@@ -92,6 +100,10 @@ class Int8:
         scale_K = np.where(largest_K > 0, largest_K / 127, 1).astype("<f4")
         return {"scale": scale_K, "values": np.rint(map_Khw / scale_K[:, None, None]).clip(-127, 127).astype("i1")}
 
+    def is_finite(self, arrays: Arrays) -> bool:
+        with np.errstate(over="ignore"):
+            return bool(np.isfinite(arrays["scale"] * np.float32(127)).all())  # the largest of each channel
+
     def decode(self, arrays: Arrays) -> np.ndarray:
         return arrays["values"] * arrays["scale"][:, None, None]
 
@@ -109,6 +121,9 @@ class Points:
         cells = map_Khw.shape[1] * map_Khw.shape[2]
         places_n = np.sort(random.choice(cells, min(self.count, cells), replace=False)).astype("<u4")
         return {"places": places_n, "values": bf16_bits(map_Khw.reshape(len(map_Khw), -1)[:, places_n])}
+
+    def is_finite(self, arrays: Arrays) -> bool:
+        return are_finite_bits(arrays["values"])
 
     def decode(self, arrays: Arrays) -> np.ndarray:
         return from_bf16_bits(arrays["values"])
@@ -174,6 +189,11 @@ def bf16_bits(values: np.ndarray) -> np.ndarray:
     rounded += bits
     rounded >>= 16
     return rounded.astype("<u2")
+
+
+def are_finite_bits(bits: np.ndarray) -> bool:
+    """Whether bfloat16 bit patterns are of finite values: an exponent of ones is infinity, or no number."""
+    return bool(((bits & 0x7F80) != 0x7F80).all())
 
 
 def from_bf16_bits(bits: np.ndarray) -> np.ndarray:

@@ -45,14 +45,16 @@ class FeatureSpec(Config):
         return codecs.codec_of(self.codec).layout(self.channels, height, width)
 
     def encode(self, map_Chw: np.ndarray, key: str, basis: Basis | None = None) -> bytes:
-        """The row of the picture `key`. Not finite raises; `basis` has the components that the codec asks for."""
+        """The row of the picture `key`. Not finite raises, be it as it comes or as it is stored; `basis` has the components
+        that the codec asks for."""
         if len(map_Chw) != self.channels:
             raise ValueError(f"{self.teacher}: expected {self.channels} channels, got a map of shape {map_Chw.shape}")
+        self._refuse_unless(np.isfinite(map_Chw).all())
         kept_Khw = self._basis(basis).reduce(map_Chw) if self.components else map_Chw
-        if not (np.isfinite(map_Chw).all() and np.isfinite(kept_Khw).all()):
-            raise NonFinite(f"{self.teacher} made a feature that is not finite")
-        random = np.random.default_rng([self.seed, int(key[-16:], 16)])
-        arrays = codecs.codec_of(self.codec).encode(kept_Khw, random)
+        self._refuse_unless(kept_Khw is map_Chw or np.isfinite(kept_Khw).all())
+        codec, random = codecs.codec_of(self.codec), np.random.default_rng([self.seed, int(key[-16:], 16)])
+        arrays = codec.encode(kept_Khw, random)
+        self._refuse_unless(codec.is_finite(arrays), f" as {self.codec}")
         stored = codecs.pack(arrays, self.layout(*map_Chw.shape[1:]))
         return codecs.squeeze(stored) if self.is_squeezed else stored
 
@@ -70,6 +72,10 @@ class FeatureSpec(Config):
         """The float32 map (C, h, w), or (C, n) for points. Without their basis, components stay components: (K, h, w)."""
         kept_Khw = codecs.codec_of(self.codec).decode(self.arrays(stored, height, width))
         return self._basis(basis).expand(kept_Khw) if self.components and basis else kept_Khw
+
+    def _refuse_unless(self, is_finite: bool | np.bool_, how: str = "") -> None:
+        if not is_finite:
+            raise NonFinite(f"{self.teacher} made a feature that is not finite{how}")
 
     def _basis(self, basis: Basis | None) -> Basis:
         if basis is None or basis.axes_CK.shape[1] < (self.components or 0):

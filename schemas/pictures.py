@@ -13,17 +13,31 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from schemas.errors import DataError
+from schemas.errors import BrokenArtifact, DataError
 
 # Formats whose decoders run in this process; Pillow would start Ghostscript for others.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 1 << 26
 # What Pillow's decoders are known to raise on damaged bytes.
 _DAMAGE = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, ArithmeticError, struct.error, zlib.error)
+
+
+def sound_bytes(image: Mapping[str, Any]) -> bytes:
+    """The `bytes` of a row of IMAGES, to be decoded; `BrokenArtifact` where they do not give its `sha256`. What the store has
+    damaged may still be decoded, and what is made from it would be stored as sound. Rows that no pool has made may have an
+    empty `sha256`, which says nothing."""
+    data, told = image["bytes"], image["sha256"]
+    if told and hashlib.sha256(data).hexdigest() != told:
+        what = "its bytes are not those that were stored: they do not give their sha256"
+        remedy = "`sailyard verify` names the file that is damaged: delete that and run again."
+        raise BrokenArtifact(what, f"images, picture {image['image_key']}", remedy)
+    return data
 
 
 def decode(data: bytes, max_pixels: int | None = None) -> np.ndarray:

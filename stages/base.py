@@ -32,7 +32,8 @@ MOST_LINES = 1000
 
 class Resources(Config):
     """Where and how a stage is carried out. A worker that is silent for `deadline_s`, in which no batch or row group ends, is
-    given up, and its shard goes to another."""
+    given up, and its shard goes to another. Where that is not said, it is for half an hour, or for twenty times the longest
+    silence of late if that is more; before there was any to go by, for a day."""
 
     executor: Literal["local", "ray"] = "ray"
     workers: int = Field(default=1, ge=1)
@@ -162,10 +163,12 @@ def judge(output: Artifact, max_error_rate: float) -> list[str]:
         if len(lines) < MOST_LINES:
             lines.append(line)
     if counted > max_error_rate * rows:
+        mend = "Mend the files and run with --rebuild images, which makes what follows from them anew"
+        if output.table and output.table.name not in ("images", "annotations"):
+            mend = "Mend the cause and `sailyard retry` (of a picture that cannot be decoded, the file, and --rebuild images)"
         raise StageFailed(
             f"{counted} of {rows} rows failed, more than max_error_rate = {max_error_rate} allows ({example})",
             output.where,
-            "Mend the cause and `sailyard retry`, `sailyard waive` them, or raise resources.max_error_rate; what is done stays "
-            "done.",
+            f"{mend}, `sailyard waive` them, or raise resources.max_error_rate; what is done stays done.",
         )
     return lines

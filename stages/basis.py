@@ -9,7 +9,7 @@ from schemas.artifact import Artifact
 from schemas.codecs import Basis
 from schemas.errors import BrokenArtifact, DataError, NonFinite
 from schemas.grids import Grid, grid_of
-from schemas.pictures import decode
+from schemas.pictures import decode, sound_bytes
 from schemas.tables import Table
 from stages.base import Inputs, JobStage, Outcome, Progress, Resources
 from teachers.base import NetworkConfig
@@ -51,9 +51,9 @@ def some_pictures(images: Artifact, count: int) -> list[dict[str, Any]]:
     """The first `count` rows of IMAGES that have pixels. A key is a digest, and it decides shard and order: they are a random
     sample of the pool, and always the same."""
     found: list[dict[str, Any]] = []
-    for rows in images.iterate(["image_key", "width", "height", "bytes", "error"]):
+    for rows in images.iterate(["image_key", "width", "height", "bytes", "sha256", "error"]):
         good = rows.filter(rows.column("error").is_null())
-        found += good.slice(0, count - len(found)).to_pylist()
+        found += [{**image, "bytes": sound_bytes(image)} for image in good.slice(0, count - len(found)).to_pylist()]
         if len(found) == count:
             break
     if not found:

@@ -1,7 +1,8 @@
 """A stage that stops in the middle: how long it may be silent, and what is left to read when it was for longer.
 
-A stage says `heartbeat()` after each batch or row group. Where somebody watches, `deadline_s` starts anew with each shard and
-each heartbeat; nobody does unless `resources.deadline_s` is set.
+A stage says `heartbeat()` after each batch or row group, and its silence begins anew with each shard and each heartbeat. How
+long it may last is `resources.deadline_s`; where that is not said, so much longer than any silence of late that no sound work
+can reach it: `Pulse`.
 """
 
 import faulthandler
@@ -11,11 +12,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from schemas.storage import Folder
 
-_beat: Callable[[], None] | None = None
+SURE_S = 1800.0  # no silence is too long before
+_TIMES = 20  # the longest of late
+_UNKNOWN_S = 86400.0  # while there was none to go by
+_beat: Callable[[], object] | None = None
 
 
 def heartbeat() -> None:
@@ -25,7 +30,7 @@ def heartbeat() -> None:
 
 
 @contextmanager
-def heard_by(beat: Callable[[], None]) -> Iterator[None]:
+def heard_by(beat: Callable[[], object]) -> Iterator[None]:
     """Within the block `beat` is called with every heartbeat of this process."""
     global _beat
     before, _beat = _beat, beat
@@ -36,35 +41,56 @@ def heard_by(beat: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def or_die(seconds: float | None, log: Path) -> Iterator[None]:
-    """Within the block, this process dies when no heartbeat comes for so long, whatever holds it up, and leaves the stacks of
-    all its threads in `log`."""
-    if seconds is None:
-        yield
-        return
+def or_die(pulse: "Pulse", log: Path) -> Iterator[None]:
+    """Within the block, this process dies when no heartbeat comes for as long as `pulse` allows, whatever holds it up, and
+    leaves the stacks of all its threads in `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
-        start = lambda: faulthandler.dump_traceback_later(seconds, exit=True, file=file)  # noqa: E731
-        start()
+
+        def again() -> None:
+            pulse.beat()
+            faulthandler.dump_traceback_later(pulse.allowed, exit=True, file=file)
+
+        pulse.start()
+        faulthandler.dump_traceback_later(pulse.allowed, exit=True, file=file)
         try:
-            with heard_by(start):
+            with heard_by(again):
                 yield
         finally:
             faulthandler.cancel_dump_traceback_later()
             log.unlink(missing_ok=True)
+            pulse.beat()
 
 
+@dataclass
 class Pulse:
-    """When the last heartbeat was."""
+    """The silences of a shard in work. `known` is the longest in shards that were made of late, 0 where there are none, and
+    `longest` that of this one so far."""
 
-    def __init__(self) -> None:
-        self.beat()
+    deadline_s: float | None = None
+    known: float = 0.0
+    longest: float = 0.0
+    sure_s: float = field(default_factory=lambda: SURE_S)
+    _last: float = 0.0
 
-    def beat(self) -> None:
+    def start(self) -> None:
         self._last = time.monotonic()
 
-    def left(self, seconds: float) -> float:
-        return max(0.0, self._last + seconds - time.monotonic())
+    def beat(self) -> None:
+        self.longest = max(self.longest, time.monotonic() - self._last)
+        self.start()
+
+    @property
+    def allowed(self) -> float:
+        """The seconds that its next silence may take."""
+        if self.deadline_s is not None:
+            return self.deadline_s
+        longest = max(self.known, self.longest)
+        return max(self.sure_s, _TIMES * longest) if longest else _UNKNOWN_S
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self._last + self.allowed - time.monotonic())
 
 
 def write_stacks(log: Path) -> None:

@@ -1,46 +1,36 @@
 """Runs a MapStage over the shards it still lacks: in this process, or on Ray actors.
 
 Rows never pass through the driver: a worker reads its shard, publishes its shard, and returns a `ShardResult`. A worker that
-dies, or is silent for longer than `deadline_s`, costs the shard it held; another takes that shard up, until it has failed
-`attempts` times.
+dies, or is silent for too long, costs the shard it held; another takes that shard up, until it has failed `attempts` times.
+Such a shard is left for last: where its rows can be told apart, it is made without those that are to blame, and else the stage
+fails with its name.
 """
 
 import logging
 import signal
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from schemas.artifact import Artifact
 from schemas.errors import SailyardError, StageFailed
-from stages.base import (
-    Inputs,
-    Make,
-    MapStage,
-    Outcome,
-    Progress,
-    Resources,
-    ShardResult,
-    ShardWork,
-    judge,
-    make_shard,
-    row_error,
-)
-from stages.deadline import Pulse, heard_by, or_die, process_name, stacks_log, write_stacks
+from stages.base import Inputs, Make, MapStage, Outcome, Progress, Resources, ShardResult, ShardWork, row_error
+from stages.culprits import Shards, culprits
+from stages.deadline import Pulse, or_die, process_name, stacks_log
+from stages.in_turn import in_turn
 from stages.isolate import error_class
+from stages.patience import SLOW, STALLED, Patience
+from stages.tally import Tally
 
 OWN = "sailyard-own"  # the namespace by which a Ray that `start_ray` started is told from one that it joined or found
 _LOOK_S = 0.5  # how often one looks after the shards in flight
-_SLOW, _STALLED = 3, 10  # times the median: a shard is given to an idle worker too; an alarm is raised
-_SOON_S, _UNKNOWN_S = 2.0, 600.0  # nothing is slow before; nor while no shard has shown how long they take
-_RECENT = 101  # so many shards show it
+_HOPELESS = 10  # shards in a row that no worker could make: it is not theirs
 _log = logging.getLogger(__name__)
 
 
@@ -55,8 +45,7 @@ class Work:
     resources: Resources
 
     def open(self) -> Make:
-        function = self.stage.open(self.resources, self.whole)
-        return lambda number: make_shard(function, self.inputs, self.output, number)
+        return Shards(self.stage.open(self.resources, self.whole), self.inputs, self.output)
 
 
 def run_map(work: ShardWork, progress: Progress) -> Outcome:
@@ -64,60 +53,12 @@ def run_map(work: ShardWork, progress: Progress) -> Outcome:
     output, resources = work.output, work.resources
     found = output.found()
     missing = [number for number in range(output.shards) if number not in found]
-    tally = _Tally(output, progress, len(found), sum(p.rows for p in found.values()), sum(p.failed for p in found.values()))
+    tally = Tally(output, progress, len(found), sum(p.rows for p in found.values()), sum(p.failed for p in found.values()))
     if missing:
-        results = _in_process if resources.executor == "local" else _on_ray
-        for result in results(work, missing):
+        is_local = resources.executor == "local"
+        for result in in_turn(work, missing, in_background) if is_local else _on_ray(work, missing):
             tally.add(result)
     return tally.outcome(resources.max_error_rate)
-
-
-@dataclass
-class _Tally:
-    output: Artifact
-    progress: Progress
-    shards: int
-    rows: int
-    failed: int
-    seconds: float = 0.0
-    made: int = 0
-
-    def add(self, result: ShardResult) -> None:
-        self.shards += 1
-        self.made += 1
-        self.rows += result.rows
-        self.failed += result.failed
-        self.seconds += result.seconds
-        self.progress(self.shards, self.output.shards, "shards", f"{self.rows} rows, {self.failed} failed")
-
-    def outcome(self, max_error_rate: float) -> Outcome:
-        lines = judge(self.output, max_error_rate)
-        return Outcome({"seconds_of_work": round(self.seconds, 3), "shards_made": self.made}, lines)
-
-
-def _in_process(work: ShardWork, numbers: list[int]) -> Iterator[ShardResult]:
-    make, deadline = work.open(), work.resources.deadline_s
-    for number in numbers:
-        yield make(number) if deadline is None else _in_time(deadline, make, number, work.output)
-
-
-def _in_time(deadline: float, make: Make, number: int, output: Artifact) -> ShardResult:
-    """make(number), or `StageFailed` when no heartbeat comes for so long: what hangs is left behind in its thread."""
-    made: list[ShardResult] = []
-    pulse = Pulse()
-    with heard_by(pulse.beat):
-        future = in_background(lambda: made.append(make(number)))
-        while not wait([future], timeout=pulse.left(deadline)).done:
-            if not pulse.left(deadline):
-                log = stacks_log(output.folder)
-                write_stacks(log)
-                raise StageFailed(f"shard {number} took longer than deadline_s = {deadline:g}", output.where, _look_into(log))
-    future.result()
-    return made[0]
-
-
-def _look_into(log: Path | str) -> str:
-    return f"What it was doing is in {log}."
 
 
 class _Worker:
@@ -129,10 +70,20 @@ class _Worker:
         """Who it is, and where it leaves its stacks."""
         return process_name(), str(stacks_log(work.output.folder))
 
-    def make(self, work: ShardWork, number: int) -> ShardResult:
+    def make(self, work: ShardWork, number: int, pulse: Pulse) -> tuple[ShardResult, float]:
+        """Shard `number`, and the longest silence in it."""
         self.make_shard = self.make_shard or work.open()
-        with or_die(work.resources.deadline_s, stacks_log(work.output.folder)):
-            return self.make_shard(number)
+        with or_die(pulse, stacks_log(work.output.folder)):
+            result = self.make_shard(number)
+        return result, pulse.longest
+
+    def apart(self, work: ShardWork, what: str, number: int, pulse: Pulse, *rest: Any) -> Any:
+        """What `Shards.count`, `attempt` or `publish` says of a shard; 0 where its rows cannot be told apart."""
+        self.make_shard = self.make_shard or work.open()
+        if not isinstance(self.make_shard, Shards):
+            return 0
+        with or_die(pulse, stacks_log(work.output.folder)):
+            return getattr(self.make_shard, what)(number, *rest)
 
 
 def _on_ray(work: ShardWork, numbers: list[int]) -> Iterator[ShardResult]:
@@ -143,7 +94,7 @@ def _on_ray(work: ShardWork, numbers: list[int]) -> Iterator[ShardResult]:
     count = min(resources.workers, len(numbers))
     options = {"num_cpus": resources.threads, "num_gpus": resources.gpus, "runtime_env": _threads(resources)}
     remote: Any = ray.remote(**options)(_Worker)
-    fleet = _Fleet(ray.put(work), remote.remote, list(reversed(numbers)), resources.attempts)
+    fleet = _Fleet(ray.put(work), remote.remote, list(reversed(numbers)), resources.attempts, Patience(resources.deadline_s))
     try:
         yield from fleet.run(count)
     finally:
@@ -166,8 +117,10 @@ class _Flight:
 
     worker: _Hired
     number: int | None
+    is_blind: bool = False  # it was begun when nobody knew how long a silence may be
     since: float = field(default_factory=time.monotonic)
     told: bool = False
+    given_up: bool = False
 
     @property
     def seconds(self) -> float:
@@ -184,12 +137,15 @@ class _Fleet:
     spawn: Callable[[], Any]
     waiting: list[int]
     attempts: int
+    patience: Patience
     workers: list[_Hired] = field(default_factory=list)
     idle: list[_Hired] = field(default_factory=list)
     lost: dict[int, int] = field(default_factory=dict)
     flying: dict[Any, _Flight] = field(default_factory=dict)
     done: set[int] = field(default_factory=set)
-    took: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    failed: dict[int, str] = field(default_factory=dict)  # those that nobody could make, and why
+    deadly: set[int] = field(default_factory=set)  # those that a worker died of
+    in_a_row: int = 0  # so many of them since one was made
 
     def run(self, count: int) -> Iterator[ShardResult]:
         import ray
@@ -197,13 +153,51 @@ class _Fleet:
         missing = len(self.waiting)
         for _ in range(count):
             self._hire()
-        while len(self.done) < missing:
+        while len(self.done) + len(self.failed) < missing:
             ready, _ = ray.wait(list(self.flying), num_returns=1, timeout=_LOOK_S)
             for reference in ready:
                 result = self._land(reference, self.flying.pop(reference))
                 if result is not None:
                     yield result
             self._look()
+        for number in sorted(self.deadly & self.failed.keys()):
+            result = self._without_culprits(number)
+            if result is not None:
+                del self.failed[number]
+                yield result
+        if self.failed:
+            raise self._failure()
+
+    def _without_culprits(self, number: int) -> ShardResult | None:
+        """The shard, its rows that take their worker with them left failed; None where these cannot be told, or are all."""
+        try:
+            count = self._apart("count", number)
+            if count < 2:
+                return None
+            errors = culprits(count, lambda rows: self._apart("attempt", number, rows), self.attempts)
+            return self._apart("publish", number, errors) if len(errors) < count else None
+        except (MemoryError, RuntimeError, SailyardError) as error:
+            _log.warning("shard %d could not be made without the rows that are to blame: %s", number, error)
+            return None
+
+    def _apart(self, what: str, number: int, *rest: Any) -> Any:
+        """What a worker answers that has nothing else to do; MemoryError or RuntimeError where it died of it."""
+        import ray
+        from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+
+        if not self.idle:
+            self.idle.append(_Hired(self.spawn()))
+            self.workers.append(self.idle[-1])
+        worker = self.idle[-1]
+        try:
+            worker.name, worker.log = ray.get(worker.actor.hello.remote(self.work))
+            return ray.get(worker.actor.apart.remote(self.work, what, number, self.patience.pulse(), *rest))
+        except RayTaskError as error:
+            raise _cause(error, number) from None
+        except RayError as error:
+            self.workers.remove(self.idle.pop())
+            kind = MemoryError if isinstance(error, OutOfMemoryError) else RuntimeError
+            raise kind("it was silent for too long" if _read(worker.log) else type(error).__name__) from None
 
     def _land(self, reference: Any, flight: _Flight) -> Any:
         """What a call has come to: a shard, if it is the first of its number; and its worker goes on."""
@@ -222,14 +216,16 @@ class _Fleet:
             if flight.number not in self.done:
                 raise _cause(error, flight.number) from None
         except RayError as error:  # the worker died, its node did, or memory ran out: each is a class of its own
+            self.deadly |= set() if flight.number is None else {flight.number}
             self._replace(flight, error)
             return None
         if flight.number is None:
             flight.worker.name, flight.worker.log = result
         elif flight.number not in self.done:
-            first = result
+            first, silence = result
             self.done.add(flight.number)
-            self.took.append(flight.seconds)
+            self.patience.learn(flight.seconds, silence)
+            self.in_a_row = 0
         self._send(flight.worker)
         return first
 
@@ -244,48 +240,48 @@ class _Fleet:
         if number is None:
             self.idle.append(worker)
         else:
-            self.flying[worker.actor.make.remote(self.work, number)] = _Flight(worker, number)
+            pulse = self.patience.pulse()
+            self.flying[worker.actor.make.remote(self.work, number, pulse)] = _Flight(worker, number, not pulse.known)
 
     def _look(self) -> None:
-        """Tell, once, of every shard that takes far too long, and let the idle help with those that take too long."""
-        patience = self._patience(_STALLED)
+        """Tell, once, of every shard that takes far too long, and let the idle help with those that take too long. A worker
+        that began when nothing was known has no deadline of its own, and is given up from here."""
+        import ray
+
         for flight in self.flying.values():
-            if flight.number is not None and not flight.told and flight.seconds > patience:
+            if flight.number is not None and not flight.told and flight.seconds > self.patience.of(STALLED):
                 flight.told = True
-                since = time.strftime("%H:%M:%S", time.localtime(time.time() - flight.seconds))
-                _log.warning(
-                    "shard %d stalls: %s has been at it since %s, for %.0f s; others took %s",
-                    *(flight.number, flight.worker.name, since, flight.seconds),
-                    f"{median(self.took):.1f} s" if self.took else "no less so far",
-                )
+                self.patience.tell(flight.number, flight.worker.name, flight.seconds)
+            if flight.is_blind and not flight.given_up and self.patience.is_over(flight.seconds):
+                flight.given_up = True
+                ray.kill(flight.worker.actor)
         while self.idle and (self.waiting or self._straggler() is not None):
             self._send(self.idle.pop())
 
     def _straggler(self) -> int | None:
         """The shard that has been in flight for too long with one worker alone, the longest first."""
-        if not self.took:
+        if not self.patience.took:
             return None
-        patience, copies = self._patience(_SLOW), Counter(flight.number for flight in self.flying.values())
+        patience, copies = self.patience.of(SLOW), Counter(flight.number for flight in self.flying.values())
         alone = [flight for flight in self.flying.values() if copies[flight.number] == 1 and flight.number not in self.done]
         slow = [flight for flight in alone if flight.number is not None and flight.seconds > patience]
         return max(slow, key=lambda flight: flight.seconds).number if slow else None
-
-    def _patience(self, times: float) -> float:
-        """So many times what a shard took of late; where no one knows, long enough for any."""
-        return max(times * median(self.took), _SOON_S) if self.took else _UNKNOWN_S
 
     def _replace(self, flight: _Flight, error: BaseException) -> None:
         dead, number = flight.worker, flight.number
         self.workers.remove(dead)
         reason = f"infra: {type(error).__name__}: {error}"
-        if number is not None and dead.log and (stacks := _read(dead.log)):
+        if number is not None and (stacks := _read(dead.log)):
             _log.warning("shard %d took longer than its deadline; %s was doing this:\n%s", number, dead.name, stacks)
-            reason = f"infra: it took longer than deadline_s. {_look_into(dead.log)}"
-        is_elsewhere = number in self.done or any(other.number == number for other in self.flying.values())
+            reason = f"infra: it took longer than {self.patience.limit}. What it was doing is in {dead.log}."
+        elif flight.given_up:
+            reason = f"infra: it took longer than {self.patience.limit}, {flight.seconds:.0f} s."
+        is_elsewhere = number in self.done.union(other.number for other in self.flying.values() if other.number is not None)
         if number is not None and not is_elsewhere:
             self.waiting.append(number)
-        if self.waiting:
+        if self.waiting and not is_elsewhere:
             self._count(self.waiting[-1], " ".join(reason.split()))
+        if self.waiting:
             if self.idle:
                 self._send(self.idle.pop())
             else:
@@ -295,14 +291,23 @@ class _Fleet:
         """A worker that died before it had a shard is counted against the one that it would have been given."""
         self.lost[number] = self.lost.get(number, 0) + 1
         if self.lost[number] >= self.attempts:
-            what = f"shard {number} lost its worker {self.lost[number]} times: {reason[:500]}"
-            raise StageFailed(what, remedy="Look for memory exhaustion, or lower resources.batch or resources.workers.")
+            self.waiting.remove(number)
+            self.failed[number] = f"shard {number} lost its worker {self.lost[number]} times: {reason[:500]}"
+            self.in_a_row += 1
+            if self.in_a_row == _HOPELESS:
+                raise self._failure()
+
+    def _failure(self) -> StageFailed:
+        """Of all shards that were lost; the reasons of the first few."""
+        names = "" if len(self.failed) == 1 else f"{len(self.failed)} shards were lost ({', '.join(map(str, self.failed))}): "
+        remedy = "Look for memory exhaustion, or lower resources.batch or resources.workers. Shards that were made stay made."
+        return StageFailed(names + "; ".join(list(self.failed.values())[:3]), remedy=remedy)
 
 
 def _read(log: str) -> str:
     """What a worker has left there, if its machine shares a disk with this one."""
     try:
-        return Path(log).read_text(errors="replace")
+        return Path(log).read_text(errors="replace") if log else ""
     except FileNotFoundError:
         return ""
 

@@ -13,7 +13,7 @@ from schemas import tables
 from schemas.codecs import Basis
 from schemas.features import CodecName, FeatureSpec
 from schemas.grids import Grid
-from schemas.pictures import decode
+from schemas.pictures import decode, sound_bytes
 from schemas.tables import Table, feature_row
 from stages.base import Inputs, MapStage, Resources, ShardFunction
 from stages.isolate import row_error_of
@@ -88,8 +88,8 @@ def at_once(resources: Resources) -> dict[str, int]:
 def extract(lanes: Sequence[Lane], images: pa.Table, *, batch: int, threads: int) -> list[pa.Table]:
     """The table of each lane, from IMAGES whose bytes are still Arrow's: one row a picture, its stored feature, or null and the
     error that kept it from being made. A picture is decoded once for all lanes, and one that a lane cannot bear fails in no
-    other."""
-    rows = images.select(["image_key", "width", "height", "error"]).to_pylist()
+    other. Raises `BrokenArtifact` for one that the store has damaged."""
+    rows = images.select(["image_key", "width", "height", "sha256", "error"]).to_pylist()
     good = [_Picture(row, data, len(lanes)) for row, data in zip(rows, images.column("bytes"), strict=True) if not row["error"]]
     seen = _in_turns(lanes, good, max(batch, threads))
     made = Pipeline(_load, _shape, _show, _keep, batch, threads)(seen)
@@ -115,9 +115,12 @@ class _Picture:
     def view(self) -> np.ndarray:
         with self.lock:
             self.viewers -= 1
-            pixels_HWC = decode(self.data.as_py()) if self.pixels_HWC is None else self.pixels_HWC
+            pixels_HWC = self._decoded() if self.pixels_HWC is None else self.pixels_HWC
             self.pixels_HWC = pixels_HWC if self.viewers > 0 else None
             return pixels_HWC
+
+    def _decoded(self) -> np.ndarray:
+        return decode(sound_bytes({**self.row, "bytes": self.data.as_py()}))
 
 
 _Seen = tuple[Lane, _Picture]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from schemas.dialogue import SEG, Sample
-from schemas.pictures import decode
+from schemas.pictures import decode, sound_bytes
 from schemas.regions import Rle
 from schemas.tables import PREDICTIONS, Table, revive
 from stages.base import Inputs, MapStage, Resources, ShardFunction, Tables
@@ -51,7 +51,7 @@ class _Answerer:
     def answer(self, inputs: Tables) -> pa.Table:
         rows = [row for row in inputs["samples"].to_pylist() if row["split"] == "evaluation"]
         samples = revive(list[Sample], rows)
-        pictures = _pictures(inputs["images"], {sample.image_key for sample in samples})
+        pictures = pictures_of(inputs["images"], {sample.image_key for sample in samples})
         answers = self._ask(samples, pictures, None)
         silent = [i for i, s in enumerate(samples) if s.task == "reference" and SEG not in answers[i].text]
         again = self._ask([samples[i] for i in silent], pictures, PREFIX)
@@ -67,9 +67,11 @@ class _Answerer:
         return generate(self.model, self.vocabulary, examples, self.stage.max_new_tokens, self.batch)
 
 
-def _pictures(images: pa.Table, wanted: set[str]) -> dict[str, Any]:
-    keys = images.column("image_key").to_pylist()
-    return {key: decode(images.column("bytes")[row].as_py()) for row, key in enumerate(keys) if key in wanted}
+def pictures_of(images: pa.Table, wanted: set[str]) -> dict[str, Any]:
+    """key -> the pixels of each picture of the shard that is wanted."""
+    rows = images.select(["image_key", "bytes", "sha256"])
+    found = (rows.slice(at, 1).to_pylist()[0] for at, key in enumerate(rows["image_key"].to_pylist()) if key in wanted)
+    return {image["image_key"]: decode(sound_bytes(image)) for image in found}
 
 
 def prediction(sample: Sample, answer: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from schemas.errors import DataError, StageFailed
 from schemas.pictures import decode, examine, image_key
 from schemas.storage import Folder
 from schemas.tables import ANNOTATIONS, IMAGES, Table
-from stages.base import MapStage, Resources
+from stages.base import Resources, Stage
 from stages.basis import Moments
 from stages.features import FeaturesStage, Lane, at_once, extract
 from stages.forecast import Range
@@ -96,19 +96,21 @@ def look_at(files: Iterable[Callable[[], bytes]]) -> tuple[list[dict[str, Any]],
 
 
 def in_new_processes(
-    work: Callable[..., StagePace], stage: MapStage, resources: Resources, pictures: Pictures, together: int = 1
+    work: Callable[..., StagePace], stage: Stage, resources: Resources, material: Any, together: int = 1
 ) -> StagePace:
-    """What `work` found in each of so many processes that do it at a time, as workers on one machine do."""
+    """What `work` found in each of so many processes that do it at a time, as workers on one machine do. material: pictures, or
+    what else it is tried on."""
     count = min(together, MOST_TOGETHER)
     try:
         with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
             start = time.perf_counter()
-            wait([pool.submit(_imported) for _ in range(count)])
+            wait([pool.submit(_imported, work.__module__) for _ in range(count)])
             started = time.perf_counter() - start
-            found = [each.result() for each in [pool.submit(work, stage, resources, pictures) for _ in range(count)]]
+            found = [each.result() for each in [pool.submit(work, stage, resources, material) for _ in range(count)]]
     except BrokenProcessPool:
         remedy = "Look for memory exhaustion: its network may be more than this machine can hold."
-        raise StageFailed("a process that tried a teacher died", remedy=remedy) from None
+        tried = type(stage).__name__.removesuffix("Stage").lower()
+        raise StageFailed(f"a process that tried what {tried} takes died", remedy=remedy) from None
     return replace(
         found[0],
         ready=started + max(each.ready for each in found),
@@ -119,8 +121,12 @@ def in_new_processes(
     )
 
 
-def _imported() -> None:
-    import teachers.extract  # noqa: F401 - with it come the libraries that every teacher needs
+def _imported(module: str) -> None:
+    """Have the libraries that `module` works with: those of every teacher, or those of the student."""
+    if module == __name__:
+        import teachers.extract  # noqa: F401
+    else:
+        import student.training.trial  # noqa: F401
 
 
 def column_pace(stage: FeaturesStage, resources: Resources, pictures: Pictures) -> StagePace:

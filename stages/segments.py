@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from schemas import tables
-from schemas.pictures import decode
+from schemas.pictures import decode, sound_bytes
 from schemas.regions import Rle, Segment
 from schemas.tables import SEGMENTS, Table, revive
 from stages.base import Inputs, MapStage, Resources, ShardFunction, Tables
@@ -41,7 +41,7 @@ class SegmentsStage(MapStage):
         source = self.teacher.kind
 
         def propose(image: dict[str, Any], annotation: dict[str, Any]) -> list[Segment]:
-            proposals = segmenter.segments(decode(image["bytes"]))
+            proposals = segmenter.segments(decode(sound_bytes(image)))
             return [
                 Segment(number, found.category, found.is_thing, False, float(found.score), source, Rle.of(found.mask_HW))
                 for number, found in enumerate(proposals, start=1)

@@ -14,7 +14,7 @@ import numpy as np
 from schemas.annotations import STATEMENTS
 from schemas.artifact import Artifact
 from schemas.errors import ConfigError, DataError
-from schemas.pictures import decode
+from schemas.pictures import decode, sound_bytes
 from schemas.regions import Segment
 from schemas.storage import Folder
 from schemas.tables import Table, revive
@@ -134,14 +134,14 @@ def _scenes(inputs: Inputs) -> Iterator[tuple[bool, Scene]]:
     images, annotations = inputs["images"], inputs["annotations"]
     for number in range(images.shards):
         told = annotations.read(number, ["objects", *STATEMENTS, "error"]).to_pylist()
-        data = images.read(number, ["bytes"]).column("bytes")
+        pictures = images.read(number, ["image_key", "bytes", "sha256"])
         for row, said in enumerate(told):
             regions = [each for each in revive(list[Segment], said["objects"]) if each.category and not each.is_crowd]
             if regions and not said["error"]:
                 is_evaluated = any(
                     statement["split"] == "evaluation" for name in STATEMENTS for statement in said.get(name) or ()
                 )
-                yield is_evaluated, Scene(data[row].as_py(), regions)
+                yield is_evaluated, Scene(sound_bytes(pictures.slice(row, 1).to_pylist()[0]), regions)
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,8 @@ class TrainStage(JobStage):
 
     def run(self, inputs: Inputs, output: Artifact, resources: Resources, progress: Progress) -> Outcome:
         for name in self.loss.distillation:
-            table = inputs[f"features/{name}"].table
-            if f"certificate/{name}" in inputs and table and table.spec:
-                demand(inputs[f"certificate/{name}"], table.spec.codec, self.train.min_gradient_cosine)
+            if f"certificate/{name}" in inputs:
+                demand(inputs[f"certificate/{name}"], inputs[f"features/{name}"], self.train.min_gradient_cosine)
         work = TrainWork(self, inputs, output, resources)
         train = _train_here if resources.executor == "local" else _train_on_ray
         return Outcome(train(work, progress))

@@ -1,16 +1,19 @@
-"""The decoder's parts: RMSNorm, SwiGLU and two-axis rotary attention. Who sees whom is told from outside (sight.py).
+"""The decoder's parts: RMSNorm, SwiGLU and two-axis rotary attention. Who sees whom is told from outside (sight.py), and no
+part knows which layer it is: all blocks are then one to a compiler.
 
 Shapes: R tokens of all samples, H hidden, D head_dim, Q query heads, K key/value heads.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from student.config import StudentConfig
-from student.sight import Sight
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (R, D)
+Sight = Callable[[Tensor, Tensor, Tensor], Tensor]  # (Q, R, D) of one layer's queries (Q, R, D), keys and values (K, R, D)
 
 
 class RMSNorm(nn.Module):
@@ -84,15 +87,15 @@ def projections(config: StudentConfig) -> tuple[nn.Linear, nn.Linear, nn.Linear,
 class Attention(nn.Module):
     """Grouped-query attention."""
 
-    def __init__(self, config: StudentConfig, layer: int):
+    def __init__(self, config: StudentConfig):
         super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
+        self.head_dim = config.head_dim
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = projections(config)
 
     def forward(self, x_RH: Tensor, turn: Rotary, sight: Sight) -> Tensor:
         parts = (part(x_RH) for part in (self.q_proj, self.k_proj, self.v_proj))
         query, key, value = (heads(part_RE, self.head_dim) for part_RE in parts)
-        return self.o_proj(merged(sight(self.layer, rotate(query, turn), rotate(key, turn), value)))
+        return self.o_proj(merged(sight(rotate(query, turn), rotate(key, turn), value)))
 
     def queries_and_keys(self) -> list[tuple[nn.Linear, nn.Linear]]:
         """The projections whose products say who looks at whom."""
@@ -102,10 +105,10 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward, each on the normalised input and added to it."""
 
-    def __init__(self, config: StudentConfig, layer: int):
+    def __init__(self, config: StudentConfig):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden, config.norm_eps)
-        self.self_attn = Attention(config, layer)
+        self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden, config.norm_eps)
         self.mlp = SwiGLU(config.hidden, config.ffn)
 

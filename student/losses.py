@@ -87,10 +87,11 @@ def losses(
     output: Output, batch: Batch, distillation: Distillation, config: LossConfig, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """`lm`, `mask`, `dice`, `distill/<teacher>` with their weights in them, and their sum `total`."""
-    parts = {"lm": lm_loss(output, batch, config)}
-    parts["mask"], parts["dice"] = mask_losses(output, batch, config, generator)
-    parts |= {f"distill/{name}": loss for name, loss in distillation(output, batch).items()}
-    return parts | {"total": sum(parts.values()) + output.anchor.float()}
+    with torch.autocast(output.hidden_RH.device.type, enabled=False):  # whatever the student was carried out in
+        parts = {"lm": lm_loss(output, batch, config)}
+        parts["mask"], parts["dice"] = mask_losses(output, batch, config, generator)
+        parts |= {f"distill/{name}": loss for name, loss in distillation(output, batch).items()}
+        return parts | {"total": sum(parts.values()) + output.anchor.float()}
 
 
 def share(size: Tensor, whole: Tensor, pieces: int, config: LossConfig) -> Tensor:

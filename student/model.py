@@ -21,6 +21,7 @@ one token each; of one sample: h×w patch grid, h'×w' mask grid, s mask embeddi
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from student.eve.decoder import EveDecoder
 from student.layers import Block, RMSNorm, looked_up, rotary
 from student.prompts import prompting
 from student.sequence import IGNORED, Batch, Grid
-from student.sight import KeyValues, Next, Sight, Whole
+from student.sight import KeyValues, Next, Sights, Whole
 from student.upsample import two_layers, upsample_blocks
 from student.vocabulary import Vocabulary
 
@@ -63,7 +64,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(rows, config.hidden)
         self.vis_embed = nn.Linear(3 * config.patch**2, config.hidden, bias=False)
         self.vp_embed = prompting(config)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.norm_eps)
 
     def states(self, batch: Batch, ids_K: Tensor, past: KeyValues | None) -> Tensor:
@@ -83,10 +84,10 @@ class Decoder(nn.Module):
         weight = self.vis_embed.weight
         return looked_up(F.linear(batch.patches_NP.to(weight.dtype), weight), batch.patch_index_R)
 
-    def _decoded(self, x_RH: Tensor, positions_3R: Tensor, sight: Sight) -> Tensor:
+    def _decoded(self, x_RH: Tensor, positions_3R: Tensor, sights: Sights) -> Tensor:
         turn = rotary(positions_3R, self.config.head_dim, self.config.rope_theta)
-        for block in self.layers:
-            x_RH = block(x_RH, turn, sight)
+        for layer, block in enumerate(self.layers):
+            x_RH = block(x_RH, turn, partial(sights, layer))
         return self.norm(x_RH)
 
 

@@ -3,7 +3,8 @@
 Shapes: H, W pixels; h, w patch rows and columns; p patch side. Sizes are (width, height), grids are (h, w).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -65,18 +66,35 @@ def prompt_patches(mask_HW: np.ndarray, grid: tuple[int, int], *, patch: int = 1
 
 def give_back(index_hw: np.ndarray, prompts: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
     """(h, w): `index_hw`, the number of each patch's prompt, with a patch for each prompt that others wholly cover: the one
-    that holds most of its pixels, of those whose owner has another besides. Where there is none the prompt stays hidden.
+    that holds most of its pixels, of those whose owner has another besides. Where there is none, owners make way for it, each
+    to another patch of its own pixels; a prompt stays hidden only where there are not patches enough for all.
 
     prompts: numbers and HW masks, the largest first. The smallest takes first, and of equal patches the first.
     """
-    given_hw = index_hw.copy()
-    for k, mask_HW in reversed(prompts):
+    given_hw, masks = index_hw.copy(), dict(prompts)
+    held_N = cache(lambda k: _pixels_held(masks[k], index_hw.shape).ravel())
+    for k, _ in reversed(prompts):
         if not (given_hw == k).any():
-            _, owner_hw, counts = np.unique(given_hw, return_inverse=True, return_counts=True)
-            held_hw = np.where(counts[owner_hw] > 1, _pixels_held(mask_HW, given_hw.shape), 0)
-            if held_hw.any():
-                given_hw.flat[held_hw.argmax()] = k
+            _take(k, given_hw.reshape(-1), held_N, set())
     return given_hw
+
+
+def _take(k: int, given_N: np.ndarray, held_N: Callable[[int], np.ndarray], passed: set[int]) -> bool:
+    """Give prompt `k` a patch, if one can be had without another prompt's losing its last. held_N: of a prompt, how many of its
+    pixels lie in each patch. passed: patches that are asked for already."""
+    _, owner_N, counts = np.unique(given_N, return_inverse=True, return_counts=True)
+    mine_N = held_N(k)
+    spare_N = np.where(counts[owner_N] > 1, mine_N, 0)
+    if spare_N.any():
+        given_N[spare_N.argmax()] = k
+        return True
+    for place in np.argsort(-mine_N, kind="stable")[: np.count_nonzero(mine_N)].tolist():
+        if place not in passed:
+            passed.add(place)
+            if _take(int(given_N[place]), given_N, held_N, passed):
+                given_N[place] = k
+                return True
+    return False
 
 
 def _pixels_held(mask_HW: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

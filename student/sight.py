@@ -2,7 +2,7 @@
 
 A sample may begin with a block, which sees all of itself and nothing behind it: of a Qwen student that is the picture,
 `<vision>` and `</vision>` included; EVEv2 has none. Everything else sees what stands before it. So a sample is two plain
-attentions, of the block with itself and of the rest with everything, and no mask of L x L is ever made; samples never meet.
+attentions, of the block with itself and of the rest with everything, and no mask of L x L is made; samples never meet.
 A GPU in bfloat16 takes those of all samples at once (varlen.py).
 
 Shapes: R tokens of all samples, B samples, T tokens so far, D head_dim, Q query heads, K key/value heads.
@@ -21,7 +21,9 @@ from student.sequence import Span
 from student.varlen import Reach, Varlen, fits
 
 
-class Sight(Protocol):
+class Sights(Protocol):
+    """Who sees whom, in every layer."""
+
     def __call__(self, layer: int, query_QRD: Tensor, key_KRD: Tensor, value_KRD: Tensor) -> Tensor:
         """(Q, R, D): what the tokens see in layer `layer`."""
         ...
@@ -83,27 +85,30 @@ class Whole:
     def __init__(self, spans: Sequence[Span], device: torch.device, past: KeyValues | None = None):
         self._spans, self._past = spans, past
         self._reaches = [(number, reach) for number, span in enumerate(spans) for reach in reaches(span)]
-        self._at_once = Varlen([reach for _, reach in self._reaches], device) if device.type == "cuda" else None
         self._device = device
 
     def __call__(self, layer: int, query_QRD: Tensor, key_KRD: Tensor, value_KRD: Tensor) -> Tensor:
         parts = (query_QRD, key_KRD, value_KRD)
         if self._past is not None:
             self._past.begin(layer, self._spans, key_KRD, value_KRD)
-        if self._at_once is not None and fits(query_QRD):
+        if fits(query_QRD):
             return self._at_once(*parts)
         return self._one_by_one(*parts)
 
     @cached_property
+    def _at_once(self) -> Varlen:
+        return Varlen([reach for _, reach in self._reaches], self._device)
+
+    @cached_property
     def _seen(self) -> list[Tensor | None]:
-        return [_up_to_itself(reach, self._device) if reach.causal else None for _, reach in self._reaches]
+        return [_up_to_itself(reach, self._device) for _, reach in self._reaches]
 
     def _one_by_one(self, query_QRD: Tensor, key_KRD: Tensor, value_KRD: Tensor) -> Tensor:
         # Split, not sliced: the way back of a slice fills a tensor as large as the row. And fused kernels want a batch.
         queries = query_QRD[None].split([len(reach.queries) for _, reach in self._reaches], dim=2)
         keys, values = (part[None].split([span.length for span in self._spans], dim=2) for part in (key_KRD, value_KRD))
         mixed = [
-            attend(query, *(_first(part[number], len(reach.keys)) for part in (keys, values)), seen)
+            attend(query, *(_first(part[number], len(reach.keys)) for part in (keys, values)), seen, causal=reach.causal)
             for query, (number, reach), seen in zip(queries, self._reaches, self._seen, strict=True)
         ]
         return torch.cat(mixed, dim=2)[0]
@@ -123,10 +128,12 @@ class Next:
         return mixed_BQ1D[:, :, 0].transpose(0, 1)
 
 
-def _up_to_itself(reach: Reach, device: torch.device) -> Tensor:
-    """(queries, keys): each sees what stands before it. On a GPU it is said and not written down: the kernel that is fast
-    there, and lets query heads share key heads, takes no mask."""
+def _up_to_itself(reach: Reach, device: torch.device) -> Tensor | None:
+    """(queries, keys): each sees what stands before it; None where all are seen, or `causal` says it: where a sample has no
+    block. On a GPU it is said and not written down: its fast kernels take no mask."""
     shape = len(reach.queries), len(reach.keys)
+    if not reach.causal or shape[0] == shape[1]:
+        return None
     if device.type == "cuda":
         return causal_lower_right(*shape)
     return torch.ones(shape, dtype=torch.bool, device=device).tril(shape[1] - shape[0])
@@ -136,15 +143,20 @@ def _first(sample_1KTD: Tensor, count: int) -> Tensor:
     return sample_1KTD if sample_1KTD.shape[2] == count else sample_1KTD[:, :, :count]
 
 
-def attend(query_BQLD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, seen: Tensor | None) -> Tensor:
-    """(B, Q, L, D): softmax(q·k / √D) v over what may be seen; Q/K query heads share each key head."""
+def attend(
+    query_BQLD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, seen: Tensor | None = None, *, causal: bool = False
+) -> Tensor:
+    """(B, Q, L, D): softmax(q·k / √D) v over what may be seen; Q/K query heads share each key head. causal: where `seen` does
+    not say it, each sees what stands before it and itself, of as many keys as queries."""
     parts, shared = (query_BQLD, key_BKTD, value_BKTD), query_BQLD.shape[1] // key_BKTD.shape[1]
     if query_BQLD.is_cpu and query_BQLD.dtype == torch.bfloat16 and query_BQLD.requires_grad:
         # On a CPU the fused kernel's way back takes twice as long in bf16, and products of matrices spelt out are compiled
         # anew for every length.
         with torch.autocast("cpu", enabled=False):
-            return attend(*(part.float() for part in parts), seen).bfloat16()
-    return F.scaled_dot_product_attention(*parts, attn_mask=seen, enable_gqa=shared > 1)
+            return attend(*(part.float() for part in parts), seen, causal=causal).bfloat16()
+    if query_BQLD.is_cuda and query_BQLD.dtype == torch.float32 and shared > 1:  # no fused kernel for these shares key heads
+        parts, shared = (query_BQLD, *(part.repeat_interleave(shared, dim=1) for part in parts[1:])), 1
+    return F.scaled_dot_product_attention(*parts, attn_mask=seen, is_causal=causal and seen is None, enable_gqa=shared > 1)
 
 
 def _apart(x_KRD: Tensor, spans: Sequence[Span]) -> Tensor:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from schemas.artifact import Artifact
 from schemas.errors import BrokenArtifact
-from schemas.pictures import decode
+from schemas.pictures import decode, sound_bytes
 from schemas.regions import Level, Rle
 from schemas.tables import revive
 
@@ -91,18 +91,18 @@ def picture(images: Artifact, spot: Spot) -> Image.Image | None:
             keys = shard.read(columns=["image_key"]).column(0).to_pylist()
             if spot.image_key not in keys:
                 return None
-            data = _row(shard, keys.index(spot.image_key), "bytes")
+            image = _row(shard, keys.index(spot.image_key), ["image_key", "bytes", "sha256"])
     except (pa.ArrowInvalid, FileNotFoundError) as error:
         raise BrokenArtifact(f"shard {spot.shard} cannot be read: {error}", images.where, "Run `sailyard verify`.") from None
-    return Image.fromarray(decode(data)) if data else None
+    return Image.fromarray(decode(sound_bytes(image))) if image["bytes"] else None
 
 
-def _row(shard: pq.ParquetFile, number: int, column: str) -> Any:
-    """Value `number` of `column`, reading only the row group it lies in."""
+def _row(shard: pq.ParquetFile, number: int, columns: list[str]) -> dict[str, Any]:
+    """Row `number`, reading only the row group it lies in."""
     for group in range(shard.num_row_groups):
         rows = shard.metadata.row_group(group).num_rows
         if number < rows:
-            return shard.read_row_group(group, columns=[column]).column(0)[number].as_py()
+            return shard.read_row_group(group, columns=columns).slice(number, 1).to_pylist()[0]
         number -= rows
     raise IndexError(number)
 

@@ -12,6 +12,7 @@ Shapes: R tokens of all samples, V visual and T of text; N patches, C channels b
 Q query heads, K prompts or key/value heads.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,10 +21,10 @@ from torch.nn import functional as F
 
 from student.config import StudentConfig
 from student.eve.layout import CLASS
-from student.layers import RMSNorm, Rotary, SwiGLU, heads, looked_up, merged, projections, rotary, rotate
+from student.layers import RMSNorm, Rotary, Sight, SwiGLU, heads, looked_up, merged, projections, rotary, rotate
 from student.layout import NOT_A_PATCH
 from student.sequence import Batch
-from student.sight import KeyValues, Next, Sight, Whole
+from student.sight import KeyValues, Next, Sights, Whole
 
 
 class Apart(NamedTuple):
@@ -36,12 +37,12 @@ class Apart(NamedTuple):
 class InOrder:
     """Who sees whom, asked about tokens that stand apart. apart_R: where in the row each of them stands; back_R: and back."""
 
-    def __init__(self, sight: Sight, apart_R: Tensor, back_R: Tensor):
-        self._sight, self._apart_R, self._back_R = sight, apart_R, back_R
+    def __init__(self, sights: Sights, apart_R: Tensor, back_R: Tensor):
+        self._sights, self._apart_R, self._back_R = sights, apart_R, back_R
 
     def __call__(self, layer: int, query_QRD: Tensor, key_KRD: Tensor, value_KRD: Tensor) -> Tensor:
         parts = (part.index_select(1, self._back_R) for part in (query_QRD, key_KRD, value_KRD))
-        return self._sight(layer, *parts).index_select(1, self._apart_R)
+        return self._sights(layer, *parts).index_select(1, self._apart_R)
 
 
 class VisionTower(nn.Module):
@@ -73,15 +74,15 @@ class VisionTower(nn.Module):
 class EveAttention(nn.Module):
     """Grouped-query attention of all tokens, each with the projections of its kind."""
 
-    def __init__(self, config: StudentConfig, layer: int):
+    def __init__(self, config: StudentConfig):
         super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
+        self.head_dim = config.head_dim
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = projections(config)
         self.moe_q_proj, self.moe_k_proj, self.moe_v_proj, self.moe_o_proj = projections(config)
 
     def forward(self, x: Apart | Tensor, turn: Rotary, sight: Sight) -> Apart | Tensor:
         query, key, value = (heads(part_RE, self.head_dim) for part_RE in self._projected(x))
-        mixed_RE = merged(sight(self.layer, rotate(query, turn), rotate(key, turn), value))
+        mixed_RE = merged(sight(rotate(query, turn), rotate(key, turn), value))
         if isinstance(x, Tensor):
             return self.o_proj(mixed_RE)
         visual_VE, text_TE = mixed_RE.split([len(x.visual_VH), len(x.text_TH)])
@@ -104,10 +105,10 @@ class EveBlock(nn.Module):
     """A block of text, and beside its weights those for what is seen. Text that is generated comes as a plain tensor, and goes
     through the former alone. What is learned from does not: weights need a gradient also where there is no picture."""
 
-    def __init__(self, config: StudentConfig, layer: int):
+    def __init__(self, config: StudentConfig):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden, config.norm_eps)
-        self.self_attn = EveAttention(config, layer)
+        self.self_attn = EveAttention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden, config.norm_eps)
         self.mlp = SwiGLU(config.hidden, config.ffn)
         self.moe_input_layernorm = RMSNorm(config.hidden, config.norm_eps)
@@ -138,7 +139,7 @@ class EveDecoder(nn.Module):
         if config.prompts:  # the release carries a projection of them that it never reads: handed on as it came, not learned
             self.vp_embed = nn.Module()
             self.vp_embed.register_buffer("weight", torch.zeros(config.hidden, config.hidden))
-        self.layers = nn.ModuleList(EveBlock(config, layer) for layer in range(config.layers))
+        self.layers = nn.ModuleList(EveBlock(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.norm_eps)
 
     def states(self, batch: Batch, ids_K: Tensor, past: KeyValues | None) -> Tensor:
@@ -147,9 +148,9 @@ class EveDecoder(nn.Module):
         visual_V, text_T = (chosen.nonzero()[:, 0] for chosen in (visual_R, ~visual_R))
         apart_R = torch.cat((visual_V, text_T))
         back_R = apart_R.argsort()
-        sight = InOrder(Whole(batch.spans, apart_R.device, past), apart_R, back_R)
+        sights = InOrder(Whole(batch.spans, apart_R.device, past), apart_R, back_R)
         x = Apart(self._seen(batch, visual_V, ids_K), self.embed_tokens(batch.tokens_R[text_T]))
-        x = self._decoded(x, batch.positions_3R[:, apart_R], sight)
+        x = self._decoded(x, batch.positions_3R[:, apart_R], sights)
         return self.norm(torch.cat(x)).index_select(0, back_R)
 
     def next_states(self, tokens_B: Tensor, positions_B: Tensor, past: KeyValues) -> Tensor:
@@ -162,9 +163,9 @@ class EveDecoder(nn.Module):
         tokens_VH = self.vision_tower.tokens(batch.patches_NP, batch.patch_index_R[visual_V])
         return tokens_VH + looked_up(self.embed_tokens(ids_K), batch.prompt_index_R[visual_V])
 
-    def _decoded(self, x: Apart | Tensor, positions_3R: Tensor, sight: Sight) -> Apart | Tensor:
+    def _decoded(self, x: Apart | Tensor, positions_3R: Tensor, sights: Sights) -> Apart | Tensor:
         """What the last block makes of them, as they stood before the first."""
         turn = rotary(positions_3R, self.config.head_dim, self.config.rope_theta)
-        for block in self.layers:
-            x = block(x, turn, sight)
+        for layer, block in enumerate(self.layers):
+            x = block(x, turn, partial(sights, layer))
         return x

@@ -19,8 +19,9 @@ def recompute(blocks: Iterable[nn.Module]) -> None:
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Compile each block for any number of tokens. Attention is left as it is: who sees whom changes with every batch, and
-    would be compiled anew each time."""
+    """Compile each block for any number of tokens; all are one to the compiler. Attention is left as it is: who sees whom
+    changes with every batch, and would be compiled anew each time. Blocks that are recomputed too must be compiled first:
+    the compiler takes nothing out of a checkpoint that it may not look into."""
     for block in blocks:
         block.forward = partial(_compiled, torch.compile(block.forward, dynamic=True))
 

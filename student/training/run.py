@@ -186,10 +186,10 @@ def _based(setup: TrainSetup, student: PixelSail) -> Started | None:
 def _lay_out(setup: TrainSetup, student: PixelSail, distillation: Distillation) -> None:
     """Have the blocks carried out, and the weights held, as the config says."""
     layers = list(student.single_transformer.model.layers)
-    if setup.train.recompute:
-        blocks.recompute(layers)
     if setup.train.compile:
         blocks.compile_blocks(layers)
+    if setup.train.recompute:
+        blocks.recompute(layers)
     if setup.train.parallel == "fsdp" and parallel.worker()[1] > 1:
         parallel.shard([*layers, student, distillation], setup.device)
 

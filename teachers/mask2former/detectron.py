@@ -20,10 +20,8 @@ from teachers.mask2former.config import Mask2FormerConfig, Mask2FormerSizes, Res
 from teachers.mask2former.original import read_original, require_sizes
 
 INSTALL = (
-    "Run `pip install 'git+https://github.com/facebookresearch/detectron2.git'` and "
-    "`git clone https://github.com/facebookresearch/Mask2Former`; in the clone, `pip install -r requirements.txt` and "
-    "`sh make.sh` in mask2former/modeling/pixel_decoder/ops, or without CUDA `touch MultiScaleDeformableAttention.py` in the "
-    "clone itself; put the clone on PYTHONPATH. Or use the backend transformers."
+    "Run `pip install 'sailyard[detectron2]'` and the lines that follow it in docs/features.md, 'The original Mask2Former': "
+    "detectron2 and the authors' package come from their repositories. Or use the backend transformers."
 )
 LEVELS = ["res2", "res3", "res4", "res5"]
 RESNET_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}

@@ -18,13 +18,17 @@ by `Folder.abandoned` when it is an hour old, and by nobody else.
 
 The same harness convicts the writer in `weak.py`, for which a file that opens is done.
 
-`make chaos` runs the long form. A life is repeated by its number: `SAILYARD_CHAOS_SEED=17 pytest -m chaos -k power` begins
-with `power-17`.
+`make chaos` runs the long form, and that control. A life is repeated by its number: `SAILYARD_CHAOS_SEED=17 pytest -m chaos
+-k power` begins with `power-17`.
 """
 
 import itertools
 import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +48,7 @@ LIVES: dict[str, Live] = {
 }
 STORES = [f"store-{kind}" for kind in store.KINDS]
 FAULTS_A_KIND = 12
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(("kind", "shards"), [("kill", 2), ("power", 1)])
@@ -56,12 +61,21 @@ def test_a_life_under_faults(kind, lives_of, verdicts):
     live(lives_of(6), kind, 1, verdicts)
 
 
+@pytest.mark.control
 @pytest.mark.parametrize("kind", ["power", "interrupt"])
 def test_the_harness_convicts_a_writer_for_whom_a_file_that_opens_is_done(kind, lives_of):
     lives = lives_of(6)
     assert not lives.at_boundary("calm", 0, weak=True).wrong
     ends = (line for seed in range(12) for line in lives.on_disk(kind, seed, weak=True).wrong if line.startswith("in the end"))
     assert any(".parquet is taken for done and is lost or wrong" in line for line in ends)
+
+
+def test_make_chaos_holds_the_control_too():
+    (line,) = (line for line in (ROOT / "Makefile").read_text().splitlines() if line.endswith(" tests/chaos"))
+    words = [*shlex.split(line.replace("$(BIN)/python", sys.executable)), "--collect-only", "-p", "no:cacheprovider"]
+    chosen = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "test_lives_under_faults[kill]" in chosen
+    assert "test_the_harness_convicts" in chosen
 
 
 def test_a_put_of_an_older_run_that_lands_after_the_seal_is_named(tmp_path, rng):

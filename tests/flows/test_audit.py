@@ -116,6 +116,30 @@ def test_a_flipped_bit_is_found_in_its_row_and_healed_alone(grown, workspace: Fo
     assert (after.digest, after.started, after.failures) == (record.digest, record.started, record.failures)
 
 
+def test_a_row_beside_a_damaged_one_is_kept_only_as_its_picture_has_it(grown, workspace: Folder, trap: Path):
+    """A map that lies on its side has as many bytes, and the same CRC."""
+    steps, found = grown
+    features, before = found[STEP], shards(found[STEP])
+    name = features.shard_name(0)
+    columns = {
+        each: features.read(0).column(each).chunks[0].buffers()[1].to_pybytes()[: 4 * ROWS] for each in ("height", "width")
+    }
+    flip_at(features.folder, name, spot(features, 0, 2))
+    for column in columns.values():
+        flip_at(features.folder, name, before[0].index(column) + 4 * 4, 1)
+    turned = features.read(0).slice(4, 1).to_pylist()[0]
+    assert (turned["height"], turned["width"]) == tuple(reversed(SPEC.grid))  # type: ignore[arg-type]
+    assert damage_of(features.folder, True).shards == {0: [2]}
+    check = Check(workspace.url, steps)
+    assert f"{STEP}: 2 rows and 0 whole shards made anew" in list(check.lines(mend=True))
+    assert check.wrong == 0
+    assert diary(trap) == ["0-2.png", "0-4.png"]
+    assert shards(features) == before
+    record = features.record()
+    assert record
+    assert record.summary["rows_made_again"] == 2
+
+
 @pytest.mark.parametrize("how", ["cut", "gone", "a key", "the end"])
 def test_a_shard_in_which_no_row_can_be_named_is_healed_whole(grown, workspace: Folder, trap: Path, how: str):
     steps, found = grown

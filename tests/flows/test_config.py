@@ -68,7 +68,7 @@ def test_what_is_wrong_is_named(sets, says):
         ("train.mixture.repeats={'caption/refcoco'=2}", "train.mixture names 'caption/refcoco'"),
         ("train.mixture.repeats={'segmentation/ref'=2}", "train.mixture names 'segmentation/ref'"),
         ("train.mixture.repeats={choice=2}", "train.mixture names 'choice'"),
-        ("samples.tasks=['segmentation']", "train.mixture names 'caption/pix2cap'"),
+        ("samples.tasks=['segmentation', 'conversation']", "train.mixture names 'caption/pix2cap'"),
         (
             "samples.by_source=false",
             "names 'segmentation/refcoco', there is only caption, conversation, reference, segmentation",

@@ -8,7 +8,7 @@ import pytest
 from flows.config import Project
 from flows.graph import Step, artifacts, steps_of
 from flows.ledger import Ledger, as_table
-from flows.states import state_of
+from flows.states import clear, state_of
 from flows.steps import make_step
 from schemas.artifact import RECORD, Artifact, verify
 from schemas.config import parse, read_toml
@@ -173,6 +173,24 @@ def test_what_means_nothing_is_told_so(trap: Path, workspace: Folder):
         Ledger(steps(trap), workspace, "featuers")
     with pytest.raises(ConfigError, match="without a reason"):
         Ledger(steps(trap), workspace, STEP).waive(" ")
+
+
+def test_a_picture_whose_file_is_mended_comes_with_a_rebuild(micro: Path):
+    """A run keeps what is there, and no row of the pool can be made alone: the picture's key says in which shard it lies."""
+    project = parse(Project, read_toml(micro), str(micro))
+    source, images = steps_of(project)[:2]
+    found, told = artifacts([source, images], Folder(project.workspace)), lambda done, total, unit, note="": None
+    make_step(source, found, told)
+    victim = next(Path(project.workspace).glob("source/**/*.jpg"))
+    whole = victim.read_bytes()
+    victim.write_bytes(bytes(len(whole)))
+    with pytest.raises(StageFailed, match="Mend the files and run with --rebuild images, "):
+        make_step(images, found, told)
+    victim.write_bytes(whole)
+    with pytest.raises(StageFailed, match="1 of 8 rows failed"):
+        make_step(images, found, told)
+    clear(found["images"])  # as --rebuild does
+    assert make_step(images, found, told).failed == 0
 
 
 def test_on_the_command_line_a_broken_picture_is_listed_and_waived(micro: Path, tmp_path: Path):

@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 from flows.config import Project
-from flows.estimate import Caching, estimate
+from flows.estimate import BESIDE_STEPS, GROUP, OTHERWISE, WHY, Caching, estimate
 from flows.graph import artifacts, steps_of
 from flows.plan import Plan, as_json, as_table, planned
 from flows.probe import Measured, Pool, hands, measure, together
+from flows.prospect import as_json as as_foretold
 from flows.prospect import as_text
 from flows.steps import make_step
+from schemas.artifact import Artifact
 from schemas.config import parse
 from schemas.storage import Folder
 from schemas.tables import IMAGES
@@ -24,12 +26,15 @@ from stages.base import Resources
 from stages.endurance import Pace, Regime, Storage
 from stages.forecast import Prices, Range, compared, read_plan
 from stages.probe import Overhead, PicturePace, StagePace
+from stages.probe_train import LEARN, LOAD, RECKONED, SAMPLE
 from stages.sources.config import CocoSource
 from stages.sources.shapes.config import ShapesConfig
 from stages.sources.shapes.write import write_shapes
 from tests.flows.small import sailyard
 
 MIB = 1 << 20
+STUDENT = {"layers": 1, "hidden": 32, "heads": 2, "kv_heads": 2, "head_dim": 16, "ffn": 64, "max_side": 64}
+STUDENT |= {"mask_dim": 16, "mask_width": 16, "max_length": 512}
 
 
 def nothing(*_: Any, **__: Any) -> None:
@@ -57,9 +62,9 @@ def twice(tmp_path: Path) -> Project:
         "source": {"kind": "coco", **source},
         "pool": {"shards": 2},
         "teachers": {"sam2": {"kind": "sam2"}},
-        "student": {"max_side": 64},
+        "student": STUDENT,
         "loss": {"distillation": {"sam2": {"reads": "patches"}}},
-        "train": {"steps": 30, "batch": 4},
+        "train": {"steps": 30, "batch": 4, "micro_batch": 2, "min_gradient_cosine": -1.0},
         "resources": {"executor": "local"},
     }
     return parse(Project, fields, "twice")
@@ -126,6 +131,30 @@ def test_a_plan_counts_how_often_training_looks_at_a_picture(twice: Project):
     assert planned(elsewhere).reuse is None
 
 
+def test_what_training_leaves_out_is_not_counted(twice: Project):
+    """A picture whose features failed, and every sample about it."""
+    make(twice, "images", "annotations", "segments/ground_truth", "prompts", "samples", "passport/sam2", "features/sam2")
+    found = artifacts(steps_of(twice), Folder(twice.workspace))
+    before = planned(twice).reuse
+    samples = [row for rows in found["samples"].iterate(["image_key", "split"]) for row in rows.to_pylist()]
+    failing = next(row["image_key"] for row in samples if row["split"] == "train")
+    fail(found["features/sam2"], failing)
+    after = planned(twice).reuse
+    assert before is not None and after is not None and before.samples and before.used
+    assert after.samples == before.samples - [row["image_key"] for row in samples].count(failing)
+    assert after.used == before.used - 1
+    assert after.looks_a_picture == 120 / after.used
+
+
+def fail(features: Artifact, key: str) -> None:
+    """Have the features of this picture failed."""
+    for shard in range(features.shards):
+        rows = features.read(shard).to_pylist()
+        kept = [{"image_key": key, "error": "data: it is odd"} if row["image_key"] == key else row for row in rows]
+        features.write(shard, features.table.rows(kept))
+    features.seal("2026-01-01T00:00:00+00:00", "2026-01-01T00:00:01+00:00", {}, code="", packages={}, failures=[])
+
+
 # -- what it will take -----------------------------------------------------------------------------------------------
 
 
@@ -154,6 +183,73 @@ def test_a_step_takes_what_its_parts_take(twice: Project):
     assert step.memory.low == pytest.approx(10**9 + 500 * 30_000, rel=0.01)
     assert "train" in found.unknown and "features/sam2" not in found.unknown
     assert found.cost.computing is None
+
+
+def with_training(device_memory: int = 0) -> Measured:
+    """The same, and a student that learns from a micro-batch in 2 s and loads it in 0.5; it is ready after 3 s."""
+    measured = by_hand()
+    seconds = {LEARN: Range.exactly(2.0), LOAD: Range.exactly(0.5)}
+    pace = StagePace(3.0, seconds, {SAMPLE: Range.exactly(1.0)}, [], Overhead(0, 5_000_000), 10**9, device_memory)
+    measured.stages["train"] = pace
+    measured.stages["features/sam2"].alone["encode"] = Range.exactly(0.0)
+    return replace(measured, evaluated=7)
+
+
+def test_training_takes_the_steps_of_its_micro_batches(twice: Project):
+    """30 steps of two micro-batches each, which take 2 s, or with their loading 2.5."""
+    found = of(with_training(), twice, Prices(gpu_hour=3600.0))
+    steps = {each.step: each for each in found.steps}
+    step = steps["train"]
+    assert step.seconds.low == pytest.approx(60 * 2 * BESIDE_STEPS.low + GROUP.low)
+    assert step.seconds.likely == pytest.approx(60 * 2 * BESIDE_STEPS.likely + 3 + GROUP.likely)
+    assert step.seconds.high == pytest.approx(60 * 2.5 * BESIDE_STEPS.high + 3 + GROUP.high, rel=0.05)
+    assert step.bytes.low == pytest.approx(5e6, rel=0.01)
+    assert step.memory.low == 10**9
+    assert found.cost.computing is None
+    assert "train" not in found.unknown
+    assert [steps[f"predictions/{each}"].rows for each in ("trained", "untrained")] == [Range.exactly(7)] * 2
+    assert steps["annotations"].rows == Range.exactly(1000)
+
+
+def test_training_on_gpus_is_part_of_the_cost(twice: Project):
+    two = {"executor": "ray", "workers": 2, "gpus": 1.0, "device": "cuda"}
+    project = parse(Project, twice.model_dump() | {"resources": {"steps": {"train": two}}}, "two")
+    found = of(with_training(8 * 10**9), project, Prices(gpu_hour=3600.0))
+    (step,) = [each for each in found.steps if each.step == "train"]
+    assert step.seconds.low == pytest.approx(30 * 2 * BESIDE_STEPS.low + GROUP.low)
+    assert step.device_memory == Range.exactly(8 * 10**9)
+    assert found.cost.computing.likely == pytest.approx(2 * step.seconds.likely)
+
+
+def test_what_a_student_was_reckoned_to_take_is_less_sure(twice: Project):
+    measured = with_training()
+    pace = measured.stages["train"]
+    reckoned = {RECKONED: Range(1.0, 2.0, 4.0), LOAD: Range.exactly(0.5)}
+    measured.stages["train"] = replace(pace, seconds=reckoned)
+    (step,) = [each for each in of(measured, twice, Prices()).steps if each.step == "train"]
+    assert step.seconds.low == pytest.approx(60 * BESIDE_STEPS.low + GROUP.low)
+    assert step.memory.high > 1.9 * step.memory.low
+    assert "train: learn, reckoned 2e+03 ms" in as_text(measured, of(measured, twice, Prices()))
+
+
+def test_a_certificate_takes_its_pictures_and_its_gradients(twice: Project):
+    """16 pictures for a basis and 4 that are looked at twice, each in 0.1 s, and decoded in 0.01."""
+    step = next(each for each in of(with_training(), twice, Prices()).steps if each.step == "certificate/sam2")
+    assert step.seconds.low > 20 * 0.11 + 4 * 0.1
+    slower = with_training()
+    slower.stages["train"].alone[SAMPLE] = Range.exactly(2.0)
+    other = next(each for each in of(slower, twice, Prices()).steps if each.step == "certificate/sam2")
+    assert other.seconds.low > step.seconds.low
+    assert "certificate/sam2" in of(by_hand(), twice, Prices()).unknown
+
+
+def test_what_is_not_measured_says_why(twice: Project):
+    text = as_text(with_training(), of(with_training(), twice, Prices()))
+    assert "predictions/trained, predictions/untrained: how long answers are" in text
+    assert as_foretold(with_training(), of(with_training(), twice, Prices()))["why_not_measured"].keys() <= {
+        *WHY.values(),
+        OTHERWISE,
+    }
 
 
 def test_more_workers_share_the_work_but_not_the_disk(twice: Project):
@@ -222,12 +318,14 @@ def test_pictures_come_from_the_pool_the_files_or_the_drawing_board(twice: Proje
 
 
 def tried(project: Project, count: int) -> Pool:
+    """The pool that is measured; the student is left out, which takes a process of its own."""
     plan: Plan = planned(project)
-    return measure(project, plan.steps, plan.found, count, 16 * MIB).pool
+    steps = [step for step in plan.steps if step.name != "train"]
+    return measure(project, steps, plan.found, count, 16 * MIB).pool
 
 
 def test_a_probe_foretells_the_run_and_leaves_nothing_but_that(twice: Project, tmp_path: Path):
-    """From the command line; then the step is made, and held against what was foretold."""
+    """From the command line; then the steps are made, training too, and held against what was foretold."""
     config = tmp_path / "twice.toml"
     config.write_text(as_toml(twice.model_dump(exclude_none=True)))
     make(twice, "images")
@@ -239,12 +337,18 @@ def test_a_probe_foretells_the_run_and_leaves_nothing_but_that(twice: Project, t
     steps = {step["step"]: step for step in foretold["steps"]}
     assert "images" not in steps
     assert foretold["caching"][0]["column"] == "sam2"
-    make(twice, "passport/sam2", "features/sam2")
+    data = ("annotations", "passport/sam2", "features/sam2", "segments/ground_truth", "prompts", "samples")
+    make(twice, *data, "vocabulary", "certificate/sam2", "train")
     workspace = Folder(twice.workspace)
     found = compared(read_plan(workspace), artifacts(steps_of(twice), workspace))
     held = {(each.step, each.what): each for each in found}
     assert held["features/sam2", "rows"].held
     assert held["features/sam2", "bytes"].actual == pytest.approx(held["features/sam2", "bytes"].foretold.likely, rel=0.02)
+    assert held["annotations", "rows"].held
+    assert held["train", "bytes"].held
+    took = held["train", "seconds"]  # other work on this machine may have come or gone since it was measured
+    assert 0 < took.actual < took.foretold.high and took.foretold.low < 4 * took.actual
+    assert ("train", "rows") not in held
 
 
 def as_toml(fields: Mapping[str, Any]) -> str:

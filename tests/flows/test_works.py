@@ -1,5 +1,6 @@
 """Steps that share a pass: whose shards are made along with whose, and that nothing but the pass is shared."""
 
+import hashlib
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -171,9 +172,10 @@ def test_rows_that_failed_are_no_fault_of_the_pass(world: World):
 
 
 def spoil(images: Artifact, number: int) -> None:
-    """The first picture of the shard has lost its bytes, and nobody has noticed."""
+    """The first picture of the shard is one that cannot be decoded, and the pool has not noticed."""
     rows = images.read(number).to_pylist()
-    rows[0]["bytes"] = rows[0]["bytes"][:50]
+    cut = rows[0]["bytes"][:50]
+    rows[0] |= {"bytes": cut, "sha256": hashlib.sha256(cut).hexdigest()}
     images.folder.remove("record.json")
     images.write(number, IMAGES.rows(rows))
     now = datetime.now(UTC).isoformat()

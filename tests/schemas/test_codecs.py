@@ -101,6 +101,19 @@ def test_what_is_not_finite_is_refused(bad, values):
         spec_of("bf16").encode(values, KEY)
 
 
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("large", [3.38e38, 3.396e38, 3.3962e38, 3.4e38, float(np.finfo(np.float32).max)])
+def test_a_finite_feature_is_finite_as_it_is_read_or_refused(codec, large):
+    spec, axes = spec_of(codec), Basis(np.zeros(3, np.float32), np.eye(3, dtype=np.float32))
+    values = np.stack([np.full((4, 5), each, np.float32) for each in (large, -large, 1)])
+    try:
+        stored = spec.encode(values, KEY, axes)
+    except NonFinite as error:
+        assert large > 3.39e38 and str(error) == f"t made a feature that is not finite as {codec}"
+    else:
+        assert np.isfinite(spec.decode(stored, 4, 5)).all()
+
+
 def test_other_channels_are_refused():
     with pytest.raises(ValueError, match="expected 3 channels"):
         spec_of("bf16").encode(np.zeros((4, 4, 5), np.float32), KEY)

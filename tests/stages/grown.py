@@ -104,9 +104,9 @@ def diary(trap: Path) -> list[str]:
     return lines
 
 
-def flip(folder: Folder, name: str, at: int) -> None:
+def flip(folder: Folder, name: str, at: int, bits: int = 0x40) -> None:
     data = bytearray(folder.read(name))
-    data[at] ^= 0x40
+    data[at] ^= bits
     folder.write(name, bytes(data))
 
 

@@ -1,5 +1,6 @@
 """IMAGES and ANNOTATIONS of the quickstart's scenes, drawn straight into tables."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -31,7 +32,8 @@ def scenes(train: int, evaluation: int, side: int = 64) -> Iterator[tuple[Row, R
         size = {"image_key": key, "width": side, "height": side}
         split = "train" if number < train else "evaluation"
         said = {column: [] for column in STATEMENTS} | {"captions": [Caption(1, "It is there.", split, "scene")]}
-        image = size | {"format": "PNG", "bytes": data, "sha256": "", "aliases": [f"{number}.png"]}
+        digest = hashlib.sha256(data).hexdigest()
+        image = size | {"format": "PNG", "bytes": data, "sha256": digest, "aliases": [f"{number}.png"]}
         yield image, size | said | {"objects": objects, "faults": []}
 
 

@@ -1,12 +1,19 @@
 """Guilty rows are named at the least cost, innocent ones are kept, and what a row's error says can be read back."""
 
+import http.client
+import itertools
 import math
 import random
+import socket
 from collections.abc import Callable, Sequence
 
+import aiohttp
+import botocore.exceptions
 import pytest
+import s3fs
+import torch
 
-from schemas.errors import BrokenArtifact, DataError, NonFinite
+from schemas.errors import BrokenArtifact, DataError, NonFinite, SailyardError
 from schemas.row_errors import RowError
 from stages.isolate import error_class, isolate, row_error_of
 
@@ -29,19 +36,24 @@ def killed_by(*killers: int, error: type[BaseException] = ValueError) -> Bench:
     return Bench(lambda items: error("killed") if set(killers) & set(items) else None)
 
 
+def bar(size: int) -> int:
+    """How many calls one guilty item may cost beyond the first."""
+    return math.ceil(math.log2(size)) + 1
+
+
 def named(found: list[int | BaseException]) -> set[int]:
     return {index for index, each in enumerate(found) if isinstance(each, BaseException)}
 
 
 @pytest.mark.parametrize("error", [DataError, ValueError, RuntimeError])
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 8, 16, 31, 32, 33, 64])
+@pytest.mark.parametrize("size", [*range(1, 34), 64])
 def test_one_guilty_row_costs_the_logarithm_and_one(size: int, error: type[BaseException]):
     for killer in range(size):
         bench = killed_by(killer, error=error)
         found = isolate(range(size), bench)
         assert named(found) == {killer}
         assert [each for each in found if not isinstance(each, BaseException)] == [2 * i for i in range(size) if i != killer]
-        assert bench.calls - 1 <= math.ceil(math.log2(size)) + 1
+        assert bench.calls - 1 <= bar(size)
 
 
 def test_nothing_is_called_more_than_once_where_nothing_fails():
@@ -67,7 +79,59 @@ def test_any_guilty_rows_are_named_and_no_others():
         bench = killed_by(*killers)
         found = isolate(range(size), bench)
         assert named(found) == set(killers)
-        assert bench.calls <= 1 + len(killers) * (math.ceil(math.log2(size)) + 1)
+        assert bench.calls <= 1 + len(killers) * bar(size) + 3 * max(len(killers) - 1, 0)
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(2, range(2, 34)), (3, range(3, 17))])
+def test_two_and_three_guilty_rows_are_named_wherever_they_stand(count: int, sizes: range):
+    for size in sizes:
+        for killers in itertools.combinations(range(size), count):
+            bench = killed_by(*killers)
+            found = isolate(range(size), bench)
+            assert named(found) == set(killers)
+            assert [each for each in found if not isinstance(each, BaseException)] == [
+                2 * i for i in range(size) if i not in killers
+            ]
+            assert bench.calls - 1 <= count * bar(size) + 3 * (count - 1)
+
+
+# -- faults that are no single row's -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "strikes"), [*((size, 1) for size in range(2, 34)), *((size, 2) for size in range(4, 34))])
+def test_a_fault_that_does_not_come_again_condemns_no_row(size: int, strikes: int):
+    bench = Bench(lambda items: RuntimeError("a hiccup") if bench.calls <= strikes else None)
+    assert isolate(range(size), bench) == [2 * item for item in range(size)]
+    assert bench.calls - 1 <= bar(size)
+
+
+@pytest.mark.parametrize("size", range(2, 33))
+def test_a_fault_of_two_rows_together_condemns_neither_and_no_other(size: int):
+    for pair in itertools.combinations(range(size), 2):
+        bench = Bench(lambda items, pair=pair: ValueError("shapes do not fit") if set(pair) <= set(items) else None)
+        assert isolate(range(size), bench) == [2 * item for item in range(size)]
+
+
+@pytest.mark.parametrize("room", range(1, 32))
+def test_more_rows_than_a_kernel_takes_condemn_none(room: int):
+    bench = Bench(lambda items: RuntimeError("must fit into 32-bit index math") if len(items) > room else None)
+    assert isolate(range(32), bench) == [2 * item for item in range(32)]
+
+
+def test_whoever_is_named_failed_alone_or_where_another_in_its_place_passed():
+    for killer in range(16):
+        failed, passed = list[set[int]](), list[set[int]]()
+
+        def work(items: Sequence[int], killer=killer, failed=failed, passed=passed) -> list[int]:
+            (failed if killer in items else passed).append(set(items))
+            if killer in items:
+                raise ValueError("killed")
+            return list(items)
+
+        isolate(range(16), work)
+        company = failed[-1] - {killer}
+        assert not company or any(company < group and len(group) == len(failed[-1]) for group in passed)
+        assert len(failed) >= (3 if company else 2)
 
 
 @pytest.mark.parametrize("room", [1, 3, 8, 20])
@@ -93,12 +157,24 @@ def test_memory_that_comes_and_goes_condemns_only_what_failed_alone():
         assert {i for i, each in enumerate(found) if isinstance(each, MemoryError)} == alone == {huge}
 
 
+# -- whose fault it is -------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    "error", [RuntimeError("CUDA error: device-side assert triggered"), OSError("store"), BrokenArtifact("x")]
+    "error",
+    [
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+        OSError("store"),
+        botocore.exceptions.EndpointConnectionError(endpoint_url="http://store"),
+        *(kind("x") for kind in SailyardError.__subclasses__() if kind not in (DataError, NonFinite)),
+    ],
 )
 def test_what_is_no_rows_fault_comes_out(error: BaseException):
-    with pytest.raises(type(error)):
-        isolate(range(8), Bench(lambda items: error if 3 in items else None))
+    bench = Bench(lambda items: error if 3 in items else None)
+    with pytest.raises(type(error)) as raised:
+        isolate(range(8), bench)
+    assert raised.value is error and bench.calls == 1
 
 
 @pytest.mark.parametrize(
@@ -110,16 +186,56 @@ def test_what_is_no_rows_fault_comes_out(error: BaseException):
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "capacity"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "capacity"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "capacity"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), "capacity"),
+        (RuntimeError("unable to mmap 64 bytes from file </torch_1>: Cannot allocate memory (12)"), "capacity"),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), "infra"),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "infra"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), "infra"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_MAPPING_ERROR"), "infra"),
+        (RuntimeError("CUDA unknown error - this may be due to an incorrectly set up environment"), "infra"),
+        (RuntimeError("CUDA driver initialization failed, you might not have a CUDA gpu."), "infra"),
+        (RuntimeError("Found no NVIDIA driver on your system."), "infra"),
+        (RuntimeError("No CUDA GPUs are available"), "infra"),
+        (RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`"), "infra"),
+        (RuntimeError("cusolver error: CUSOLVER_STATUS_NOT_INITIALIZED, when calling `cusolverDnCreate(handle)`"), "infra"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), "infra"),
+        (RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"), "infra"),
+        (RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp"), "infra"),
+        (RuntimeError("unable to write to file </torch_1>: No space left on device (28)"), "infra"),
+        (botocore.exceptions.EndpointConnectionError(endpoint_url="http://store"), "infra"),
+        (botocore.exceptions.ConnectionClosedError(endpoint_url="http://store"), "infra"),
+        (botocore.exceptions.ReadTimeoutError(endpoint_url="http://store"), "infra"),
+        (botocore.exceptions.ResponseStreamingError(error="cut"), "infra"),
+        (botocore.exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2), "infra"),
+        (botocore.exceptions.ClientError({"Error": {"Code": "SlowDown"}}, "GetObject"), "infra"),
+        (aiohttp.ServerDisconnectedError(), "infra"),
+        (aiohttp.ClientConnectionError("cut"), "infra"),
+        (aiohttp.ClientPayloadError("cut"), "infra"),
+        (http.client.IncompleteRead(b""), "infra"),
         (ConnectionResetError("reset by peer"), "infra"),
         (OSError("no space left on device"), "infra"),
         (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), "code"),
         (ValueError("bad"), "code"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"), "code"),
+        (torch.linalg.LinAlgError("cusolver error: CUSOLVER_STATUS_EXECUTION_FAILED, the matrix may contain NaN"), "code"),
+        (botocore.exceptions.ParamValidationError(report="no such argument"), "code"),
+        (aiohttp.InvalidURL("http:/"), "code"),
+        (BrokenArtifact("a CUDA error, it says, out of memory"), "code"),
     ],
 )
 def test_classes(error: BaseException, kind: str):
     assert error_class(error) == kind
+
+
+def test_a_store_that_does_not_answer_is_the_networks_fault():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    quick = {"retries": {"max_attempts": 0}, "connect_timeout": 5}
+    address = f"http://127.0.0.1:{port}"
+    store = s3fs.S3FileSystem(key="k", secret="s", endpoint_url=address, config_kwargs=quick, skip_instance_cache=True)
+    with pytest.raises(botocore.exceptions.EndpointConnectionError) as raised:
+        isolate(["a", "b"], lambda names: [store.cat_file(f"bucket/{name}") for name in names])
+    assert error_class(raised.value) == "infra"
 
 
 def test_what_a_call_held_is_let_go_before_the_next():

@@ -141,6 +141,25 @@ def test_what_breaks_its_batch_is_isolated(batch):
     assert len(device.shown) - 64 // batch <= math.log2(batch) + 1
 
 
+@pytest.mark.parametrize(
+    "breaks",
+    [
+        pytest.param(lambda device: len(device.shown) == 2, id="once"),
+        pytest.param(lambda device: {18, 21} <= set(device.shown[-1]), id="two together"),
+        pytest.param(lambda device: len(device.shown[-1]) > 5, id="too many at once"),
+    ],
+)
+def test_what_breaks_a_batch_but_no_item_alone_costs_none(breaks):
+    class Moody(Device):
+        def show(self, some: Sequence[Loaded]) -> list[Callable[[], tuple[Loaded, int]]]:
+            shown = super().show(some)
+            if breaks(self):
+                raise RuntimeError("not with these")
+            return shown
+
+    assert line(Moody(), batch=16)(range(64)) == list(range(1000, 1064))
+
+
 @pytest.mark.parametrize("broken", ["load", "show", "keep"])
 def test_what_is_no_items_fault_comes_out(broken):
     def fail(*item: object) -> None:

@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import io
 import json
 import re
@@ -137,8 +138,9 @@ class Workspace:
 def build(root: Path, weights: str = "random") -> Workspace:
     space = Workspace(root)
     space.files("source", {"refs.json": "{}"}, kind="shapes")
-    size = {"width": W, "height": H, "format": "PNG", "sha256": "0" * 64}
+    size = {"width": W, "height": H, "format": "PNG"}
     pictures = [{"image_key": key, "bytes": picture(n), "aliases": [f"{n}.png"]} | size for n, key in enumerate(KEYS)]
+    pictures = [row | {"sha256": hashlib.sha256(row["bytes"]).hexdigest()} for row in pictures]
     space.table("images", tables.IMAGES, pictures, ("source",))
     square = Segment(1, "square", True, False, 1.0, "ground_truth", rle(*BOX))
     said = {column: [] for column in STATEMENTS}

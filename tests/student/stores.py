@@ -1,5 +1,6 @@
 """A store of a few random pictures with dialogues and two teachers' features, made without any stage."""
 
+import hashlib
 import io
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ def image_row(rng: np.random.Generator, key: str) -> dict:
     data = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(data, "PNG")
     row = {"image_key": key, "width": width, "height": height, "format": "PNG", "bytes": data.getvalue()}
-    return row | {"sha256": "", "aliases": []}
+    return row | {"sha256": hashlib.sha256(data.getvalue()).hexdigest(), "aliases": []}
 
 
 def dialogues(image: dict, split: str = "train") -> list[Sample]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from schemas.codecs import Basis
 from schemas.dialogue import Sample, Turn
 from schemas.errors import ConfigError, DataError
 from schemas.features import FeatureSpec
@@ -272,6 +273,22 @@ def test_distillation_image_by_image(rng, generator):
             ]
             total += float(torch.stack(squares).mean())
         assert float(found[name]) == pytest.approx(weight * total / (len(shown) + 1e-4), rel=1e-5)
+
+
+@torch.no_grad()
+def test_losses_are_in_float32_whatever_the_student_was_carried_out_in(rng, generator):
+    spec = FeatureSpec(teacher="sam2", layer="l", channels=4, grid=(6, 6), codec="pca2-int8")
+    axes, _ = np.linalg.qr(rng.standard_normal((4, 4)))
+    basis = Basis(rng.standard_normal(4).astype(np.float32), axes[:, :2].astype(np.float32))
+    stored = Stored((6, 6), torch.from_numpy(rng.integers(-127, 128, (2, 6, 6), np.int8)), torch.rand(2, generator=generator))
+    config = loss_config(distillation={"sam2": TEACHERS["sam2"]})
+    distillation = Distillation(micro_config(), config, {"sam2": Column(spec, basis)})
+    batch = collate([pointed(rng, 32, 48, 2, features={"sam2": stored}), spoken()])
+    output = PixelSail(micro_config(), micro_vocabulary(), generator)(batch)
+    expected = losses(output, batch, distillation, config, generator.manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = losses(output, batch, distillation, config, generator.manual_seed(1))
+    assert {name: float(loss) for name, loss in found.items()} == {name: float(loss) for name, loss in expected.items()}
 
 
 @torch.no_grad()

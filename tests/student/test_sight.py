@@ -63,6 +63,11 @@ def test_what_a_gpu_is_told_is_the_mask():
         torch.testing.assert_close(told, attend(query, key, value, written), **TIGHT)
 
 
+def test_no_mask_of_a_whole_sample_is_made():
+    sight = Whole((Span(0, 800, 0), Span(800, 300, 280), Span(1100, 7, 7)), CPU)
+    assert [seen if seen is None else tuple(seen.shape) for seen in sight._seen] == [None, None, (20, 300), None]
+
+
 def test_samples_do_not_see_each_other(generator):
     parts = [torch.randn(2, ROWS, 8, generator=generator) for _ in range(3)]
     before = Whole(SPANS, CPU)(0, *parts)

@@ -11,10 +11,14 @@ from torch._subclasses import FakeTensorMode
 from torch.library import _scoped_library
 from torch.nn import functional as F
 
-from student import varlen
-from student.sequence import Span
-from student.sight import Whole, reaches
+from student import sight, varlen
+from student.model import PixelSail
+from student.sequence import Span, collate
+from student.sight import KeyValues, Whole, reaches
+from student.training import blocks
 from student.varlen import Varlen
+from tests.student.eve.micro import EVE
+from tests.student.micro import micro_config, micro_vocabulary, pointed, spoken
 from tests.student.test_sight import CPU, ROWS, SPANS, TIGHT, dense
 
 GPU = torch.device("cuda")
@@ -92,6 +96,27 @@ def test_one_call_serves_samples_of_one_kind(calls: list[bool], spans: tuple[Spa
     parts = row(2, rows=7)
     torch.testing.assert_close(at_once(*spans)(*parts), Whole(spans, CPU)(0, *parts), **TIGHT)
     assert calls == [back]
+
+
+@pytest.mark.parametrize("over", [{}, EVE], ids=["qwen", "eve"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_student_is_the_same_by_it(calls: list[bool], monkeypatch: pytest.MonkeyPatch, rng, over: dict, recompute: bool):
+    config = micro_config(**over)
+    batch = collate([pointed(rng, 32, 48, 2, config=config), spoken(config=config), pointed(rng, 48, 32, 1, config=config)])
+    found = {}
+    for way in ("one by one", "at once"):
+        monkeypatch.setattr(sight, "fits", lambda query, way=way: way == "at once")
+        student, past = PixelSail(config, micro_vocabulary(), torch.Generator().manual_seed(0)), KeyValues()
+        with torch.no_grad():
+            student.states(batch, past)
+            new = student.next_states(torch.tensor([5, 6, 7]), torch.tensor([40, 41, 42]), past)
+        if recompute:
+            blocks.recompute(student.single_transformer.model.layers)
+        hidden = student.states(batch)
+        hidden.square().sum().backward()
+        found[way] = hidden, new, [each.grad for each in student.parameters() if each.grad is not None]
+    assert calls
+    torch.testing.assert_close(found["at once"], found["one by one"], rtol=1e-4, atol=1e-4)
 
 
 def test_a_gpu_takes_it_in_bfloat16_alone(monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,7 @@
 import itertools
+import re
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +19,7 @@ from teachers.mask2former import network as networks
 from teachers.mask2former import segmenter as segmenters
 from teachers.mask2former.config import ResNet
 
+ROOT = Path(__file__).parents[2]
 CONFIG = Mask2FormerConfig()
 RESNET = Mask2FormerConfig(sizes=CONFIG.sizes.model_copy(update={"backbone": ResNet(width=8, blocks=(1, 2, 1, 1))}))
 INSTANCES = Mask2FormerConfig(task="instance")
@@ -317,8 +321,15 @@ def test_the_original_network_without_its_libraries_says_how_to_install_them():
     try:
         import detectron2  # noqa: F401
     except ImportError:
-        with pytest.raises(MissingLibrary, match=r"backend: the detectron2 backend needs .*pip install 'git\+https://"):
+        with pytest.raises(
+            MissingLibrary, match=r"backend: the detectron2 backend needs .*docs/features.md, '(.*)':"
+        ) as raised:
             build_teacher(ORIGINAL)
+        told = (ROOT / "docs" / "features.md").read_text().split("\n## The original Mask2Former\n")[1].split("\n## ")[0]
+        asked = re.search(r"pip install '[^']*\[(\w+)\]'", str(raised.value))
+        assert asked and asked[0] in told
+        assert asked[1] in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert all(f"github.com/facebookresearch/{name}" in told for name in ("detectron2", "Mask2Former"))
 
 
 def test_the_original_network_gives_no_segments():

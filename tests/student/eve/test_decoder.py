@@ -29,7 +29,7 @@ def block_as_published(block: EveBlock, config: StudentConfig, x_RH: Tensor, vis
     pairs = ((getattr(attention, f"{part}_proj"), getattr(attention, f"moe_{part}_proj")) for part in "qkv")
     query, key, value = (heads(blended(normed, visual_R1, *pair), config.head_dim) for pair in pairs)
     sight = Whole(batch.spans, x_RH.device)
-    mixed = sight(attention.layer, rotate(query, turn), rotate(key, turn), value).transpose(0, 1).flatten(1)
+    mixed = sight(0, rotate(query, turn), rotate(key, turn), value).transpose(0, 1).flatten(1)
     x_RH = x_RH + blended(mixed, visual_R1, attention.o_proj, attention.moe_o_proj)
     normed = blended(x_RH, visual_R1, block.post_attention_layernorm, block.moe_post_attention_layernorm)
     return x_RH + blended(normed, visual_R1, block.mlp, block.moe_mlp)

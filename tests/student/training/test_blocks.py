@@ -5,13 +5,17 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from student.model import PixelSail
 from student.sequence import collate
 from student.training import blocks
 from tests.student.eve.micro import EVE
 from tests.student.micro import micro_config, micro_vocabulary, pointed, spoken
+
+LAYERS = 12  # more than the compiler would compile one by one
 
 
 def learned(student: PixelSail, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -61,15 +65,18 @@ def test_recomputed_blocks_keep_less_for_the_backward_pass():
 @pytest.mark.slow
 @pytest.mark.parametrize(("recompute", "over"), [(False, {}), (True, {}), (False, EVE)], ids=["plain", "recomputed", "eve"])
 def test_compiled_blocks_give_the_same_but_for_rounding(recompute: bool, over: dict):
-    plain, compiled = student(**over), student(**over)
+    plain, compiled = student(layers=LAYERS, **over), student(layers=LAYERS, **over)
     layers = compiled.single_transformer.model.layers
-    if recompute:
-        blocks.recompute(layers)
     one, gradients = learned(plain, np.random.default_rng(0))
-    with warnings.catch_warnings():  # the compiler's own, of what it is written with
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        warnings.simplefilter("ignore")  # the compiler's own, of what it is written with
         blocks.compile_blocks(layers)
+        if recompute:
+            blocks.recompute(layers)
+        torch.compiler.reset()
+        counters.clear()
         other, again = learned(compiled, np.random.default_rng(0))
+    assert 0 < counters["stats"]["unique_graphs"] < LAYERS
     torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
     for name, gradient in gradients.items():
         if gradient is not None:

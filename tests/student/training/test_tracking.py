@@ -1,6 +1,7 @@
 """What a step takes is measured apart from the history, and shown wherever the config says."""
 
 import itertools
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,8 @@ def test_the_report_tells_the_pace_and_the_history_does_not(small_store: Store):
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
 def test_a_package_that_is_not_there_is_named(small_store: Store, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(__import__("sys").modules, name, None)
+    for module in (name, "torch.utils.tensorboard"):  # torch keeps its own name for the one
+        monkeypatch.setitem(sys.modules, module, None)
     tracking = TrackingConfig(**{name: str(tmp_path)})
     setup = open_setup(small_store, TrainConfig(steps=2, batch=4, micro_batch=4, tracking=tracking))
     with pytest.raises(MissingLibrary, match=rf"train.tracking.{name}: .* pip install 'sailyard\[{name}\]'"):

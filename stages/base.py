@@ -32,8 +32,8 @@ MOST_LINES = 1000
 
 class Resources(Config):
     """Where and how a stage is carried out. A worker that is silent for `deadline_s`, in which no batch or row group ends, is
-    given up, and its shard goes to another. Where that is not said, it is for half an hour, or for twenty times the longest
-    silence of late if that is more; before there was any to go by, for a day."""
+    given up, and its shard goes to another. Where that is not said, a worker on Ray is, after half an hour, or twenty times the
+    longest silence of late if that is more; before there was any to go by, after a day."""
 
     executor: Literal["local", "ray"] = "ray"
     workers: int = Field(default=1, ge=1)

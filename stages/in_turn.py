@@ -1,77 +1,61 @@
-"""The shards of a stage one after the other in this process, in a thread that can be left behind where it hangs."""
+"""The shards of a stage one after the other in this process.
 
-import contextvars
+Where a deadline is set, each is made in a thread that can be left behind when it hangs. Else nothing stands between a shard and
+whoever presses Ctrl-C, and one that stalls is told of.
+"""
+
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from queue import Empty, SimpleQueue
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from threading import Timer
 from typing import Any
 
+from schemas.artifact import Artifact
 from schemas.errors import StageFailed
-from stages.base import ShardResult, ShardWork
-from stages.deadline import heard_by, process_name, stacks_log, write_stacks
+from stages.base import Make, ShardResult, ShardWork
+from stages.deadline import Pulse, heard_by, process_name, stacks_log, write_stacks
 from stages.patience import STALLED, Patience
 
 InBackground = Callable[[Callable[[], Any]], Future[None]]
-_LOOK_S = 0.5  # how often one looks after the shard
 
 
 def in_turn(work: ShardWork, numbers: list[int], in_background: InBackground) -> Iterator[ShardResult]:
-    """What became of each shard; `StageFailed` when no heartbeat comes for too long. One thread opens the stage and makes all
-    shards, for libraries keep state by the thread; it makes none that was not asked for."""
-    asked: SimpleQueue[int | None] = SimpleQueue()
-    made: SimpleQueue[ShardResult | None] = SimpleQueue()
-    context, patience = contextvars.copy_context(), Patience(work.resources.deadline_s)
-    thread = in_background(lambda: context.run(_serve, work, asked, made))
+    """What became of each shard; `StageFailed` when no heartbeat comes for `resources.deadline_s`."""
+    make, patience, deadline_s = work.open(), Patience(work.resources.deadline_s), work.resources.deadline_s
+    for number in numbers:
+        began = time.monotonic()
+        with _alarm(number, patience):
+            result = (
+                make(number) if deadline_s is None else _in_time(Pulse(deadline_s), make, number, work.output, in_background)
+            )
+        patience.learn(time.monotonic() - began, 0.0)
+        yield result
+
+
+@contextmanager
+def _alarm(number: int, patience: Patience) -> Iterator[None]:
+    """Within the block, a shard that takes far longer than others is told of, once."""
+    seconds = patience.of(STALLED)
+    timer = Timer(seconds, patience.tell, (number, process_name(), seconds))
+    timer.daemon = True
+    timer.start()
     try:
-        if made.get() is None:
-            thread.result()
-        for number in numbers:
-            asked.put(number)
-            result = _awaited(work, number, patience, made)
-            if result is None:
-                thread.result()
-            else:
-                yield result
+        yield
     finally:
-        asked.put(None)
+        timer.cancel()
 
 
-def _serve(work: ShardWork, asked: "SimpleQueue[int | None]", made: "SimpleQueue[Any]") -> None:
-    """True once the stage is open, each shard that is asked for, and None at the end, whatever that is."""
-    try:
-        make = work.open()
-        made.put(True)
-        while (number := asked.get()) is not None:
-            made.put(make(number))
-    finally:
-        made.put(None)
-
-
-def _awaited(work: ShardWork, number: int, patience: Patience, made: "SimpleQueue[ShardResult | None]") -> ShardResult | None:
-    pulse, began, told = patience.pulse(), time.monotonic(), False
+def _in_time(pulse: Pulse, make: Make, number: int, output: Artifact, in_background: InBackground) -> ShardResult:
+    made: list[ShardResult] = []
     pulse.start()
     with heard_by(pulse.beat):
-        while True:
-            try:
-                result = made.get(timeout=min(pulse.left, _LOOK_S))
-            except Empty:
-                seconds = time.monotonic() - began
-                if not pulse.left:
-                    raise _silent(work, number, pulse.allowed) from None
-                if not told and seconds > patience.of(STALLED):
-                    told = True
-                    patience.tell(number, process_name(), seconds)
-                continue
-            pulse.beat()
-            patience.learn(time.monotonic() - began, pulse.longest)
-            return result
-
-
-def _silent(work: ShardWork, number: int, seconds: float) -> StageFailed:
-    log = stacks_log(work.output.folder)
-    write_stacks(log)
-    what = f"shard {number} was silent for {seconds:.0f} s, which no sound work is"
-    if work.resources.deadline_s is not None:
-        what = f"shard {number} took longer than deadline_s = {work.resources.deadline_s:g}"
-    return StageFailed(what, work.output.where, f"What it was doing is in {log}.")
+        future = in_background(lambda: made.append(make(number)))
+        while not wait([future], timeout=pulse.left).done:
+            if not pulse.left:
+                log = stacks_log(output.folder)
+                write_stacks(log)
+                what = f"shard {number} took longer than deadline_s = {pulse.allowed:g}"
+                raise StageFailed(what, output.where, f"What it was doing is in {log}.")
+    future.result()
+    return made[0]

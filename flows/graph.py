@@ -40,8 +40,9 @@ WEIGHTS: tuple[Literal["trained", "untrained"], ...] = ("trained", "untrained")
 class Step:
     """A stage in its place. `name` is also where its artifact lies in the workspace. `inputs` and `whole` map the roles that
     the stage knows to names of steps: a MapStage is handed `inputs` shard by shard and `whole` as they are, a JobStage all
-    as they are. `gates` are handed over like `whole`, but nothing is made of them: the stage looks at them and goes on or
-    refuses, so they are no part of what it makes is known by. `beside` are later steps that can be made in the same pass."""
+    as they are. `gates` are handed over like `whole`, but are no part of what the stage's artifact is known by: it looks at
+    them and goes on or refuses, or it says in what it makes which they were. `beside` are later steps that can be made in the
+    same pass."""
 
     name: str
     part: Part

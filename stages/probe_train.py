@@ -58,7 +58,6 @@ def train_pace(stage: TrainStage, resources: Resources, dialogues: Dialogues) ->
     """Of one worker and one micro-batch; the bytes are those of all that a finished run leaves."""
     from student.data.corpus import Corpus
     from student.data.visits import Visit
-    from student.training.run import TrainSetup
     from student.training.trial import trial
 
     start = time.perf_counter()
@@ -74,17 +73,7 @@ def train_pace(stage: TrainStage, resources: Resources, dialogues: Dialogues) ->
             config=stage.student,
             pen=stage.train.pen,
         )
-        setup = TrainSetup(
-            student=stage.student,
-            loss=stage.loss,
-            optim=stage.optim,
-            train=stage.train,
-            vocabulary=vocabulary,
-            corpus=corpus,
-            identity={},
-            device=resources.device,
-            threads=resources.threads,
-        )
+        setup = stage.setup(vocabulary, corpus, {}, resources)
         ready = time.perf_counter() - start
         found = trial(setup, [[Visit(number) for number in kind] for kind in kinds])
     return _pace(stage, resources, found, ready)

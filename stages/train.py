@@ -67,6 +67,24 @@ class TrainStage(JobStage):
         return Outcome(train(work, progress))
 
 
+    def setup(self, vocabulary: Any, corpus: Any, identity: Mapping[str, Any], resources: Resources) -> Any:
+        """The `TrainSetup` of one worker."""
+        from student.training.run import TrainSetup
+
+        return TrainSetup(
+            student=self.student,
+            loss=self.loss,
+            optim=self.optim,
+            train=self.train,
+            vocabulary=vocabulary,
+            corpus=corpus,
+            identity=identity,
+            base=self.base,
+            device=resources.device,
+            threads=resources.threads,
+        )
+
+
 @dataclass(frozen=True)
 class TrainWork:
     """All that a worker must know to train."""
@@ -78,7 +96,6 @@ class TrainWork:
 
     def run(self, report: Any, asked: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         from student.data.corpus import Corpus
-        from student.training.run import TrainSetup
         from student.training.train import train
         from student.vocabulary import Vocabulary
 
@@ -97,18 +114,7 @@ class TrainWork:
             nonmatch=stage.train.nonmatch,
             pen=stage.train.pen,
         )
-        setup = TrainSetup(
-            student=stage.student,
-            loss=stage.loss,
-            optim=stage.optim,
-            train=stage.train,
-            vocabulary=vocabulary,
-            corpus=corpus,
-            identity=self.output.identity,
-            base=stage.base,
-            device=self.resources.device,
-            threads=self.resources.threads,
-        )
+        setup = stage.setup(vocabulary, corpus, self.output.identity, self.resources)
         return train(setup, self.output.folder, report, asked, Look(corpus))
 
 

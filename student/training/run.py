@@ -87,7 +87,7 @@ class Run:
         if found:
             student.load_state_dict(found.model())
             checkpoint.load_module(distillation, "distillation/", training)
-        _lay_out(setup, student, distillation)
+        lay_out(setup, student, distillation)
         optimizer = optim.optimizer([*student.parameters(), *distillation.parameters()], setup.optim)
         run = cls(setup, student, distillation, optimizer, list(found.history) if found else [], started)
         if found:
@@ -183,7 +183,7 @@ def _based(setup: TrainSetup, student: PixelSail) -> Started | None:
     return base.load(student, setup.vocabulary, setup.base, setup.train.seed) if setup.base else None
 
 
-def _lay_out(setup: TrainSetup, student: PixelSail, distillation: Distillation) -> None:
+def lay_out(setup: TrainSetup, student: PixelSail, distillation: Distillation) -> None:
     """Have the blocks carried out, and the weights held, as the config says."""
     layers = list(student.single_transformer.model.layers)
     if setup.train.compile:

@@ -15,9 +15,9 @@ from student.data.visits import Visit
 from student.losses import Distillation
 from student.model import PixelSail
 from student.sequence import IGNORED, Batch, collate
-from student.training import blocks, optim
+from student.training import optim
 from student.training.flops import training_flops
-from student.training.run import Run, TrainSetup, initial_student
+from student.training.run import Run, TrainSetup, initial_student, lay_out
 
 T = TypeVar("T")
 ROUNDS = 3  # micro-batches of each kind that are timed, after one that warms up
@@ -115,11 +115,7 @@ def _begun(setup: TrainSetup) -> Run:
     """As a run begins that lies nowhere."""
     student = initial_student(setup.student, setup.vocabulary, setup.train.seed).to(setup.device)
     distillation = Distillation(setup.student, setup.loss, setup.corpus.columns).to(setup.device)
-    layers = list(student.single_transformer.model.layers)
-    if setup.train.compile:
-        blocks.compile_blocks(layers)
-    if setup.train.recompute:
-        blocks.recompute(layers)
+    lay_out(setup, student, distillation)
     optimizer = optim.optimizer([*student.parameters(), *distillation.parameters()], setup.optim)
     return Run(setup, student, distillation, optimizer, [])
 

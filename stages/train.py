@@ -66,7 +66,6 @@ class TrainStage(JobStage):
         train = _train_here if resources.executor == "local" else _train_on_ray
         return Outcome(train(work, progress))
 
-
     def setup(self, vocabulary: Any, corpus: Any, identity: Mapping[str, Any], resources: Resources) -> Any:
         """The `TrainSetup` of one worker."""
         from student.training.run import TrainSetup

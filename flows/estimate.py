@@ -39,7 +39,7 @@ GROUP = Range(0.1, 8.0, 30.0)
 # What training takes beside its steps: gradients that are exchanged, checkpoints that are copied, looks at the student. But a
 # process that has learned for a while does so quicker than one in its first steps.
 BESIDE_STEPS = Range(0.8, 1.1, 1.4)
-# From the memory that a student was reckoned to need to what it takes. Measured on 58 million weights: 1.5.
+# From the memory that a student was reckoned to need to what it takes: an assumption, for buffers are not reckoned.
 RECKONED_MEMORY = Range(1.0, 1.5, 2.5)
 # Gradients of a certificate for each codec, and as many for the live map; and what one takes of a sample's time in training:
 # there is no step with it and the forward pass is shared, but it is made in float32, and of one picture alone.

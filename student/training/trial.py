@@ -26,7 +26,7 @@ PRODUCTS = 5
 # A micro-batch that would take longer at the rate of the product is not tried: it takes some times as long as that.
 PATIENCE_SECONDS = 4.0
 # The part of its device's free memory that a student which is tried may be reckoned to need, and of the machine's whole, which
-# workers share. It takes up to 2.5 times what is reckoned.
+# workers share. It takes more than what is reckoned.
 ROOM, SHARED_ROOM = 0.4, 0.2
 _HELD = 16  # bytes of a weight in float32, its gradient and its two moments
 
